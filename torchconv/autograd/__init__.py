@@ -1,0 +1,19 @@
+"""The mathematics: autograd Functions whose backward passes are other Functions of this package.
+
+Nothing here computes an array; that is `torchconv.ops`.  Nothing here checks an argument; that is `torchconv.functional`.
+"""
+
+from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
+from torchconv.autograd.pool import avg_pool, avg_pool_grad, max_pool, max_pool_gather, max_pool_scatter, winner_index
+
+__all__ = [
+    "avg_pool",
+    "avg_pool_grad",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
+    "max_pool",
+    "max_pool_gather",
+    "max_pool_scatter",
+    "winner_index",
+]

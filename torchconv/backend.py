@@ -1,0 +1,87 @@
+"""Which implementation runs CPU tensors: plain tensor algebra, or the Triton kernels through Triton's interpreter.
+
+The dispatcher decides by device: a CUDA (or ROCm) tensor always takes the Triton kernels.  This switch is about CPU
+tensors alone, and exists so that the very kernels that a GPU runs can be tested, stepped through and learned from
+without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import ModuleType
+
+NAMES = ("eager", "triton")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {NAMES}, but got {name!r}")
+    return name
+
+
+_current: ContextVar[str] = ContextVar(
+    "torchconv_backend", default=_checked(os.environ.get("TORCHCONV_BACKEND", "eager"), "TORCHCONV_BACKEND")
+)
+
+
+def current_backend() -> str:
+    """Name of the backend for CPU tensors: 'eager' or 'triton'."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run CPU tensors on backend `name` inside the `with` block; a backward pass inside it included.
+
+    Args:
+        name: 'eager' for plain tensor algebra (the default), 'triton' for the Triton kernels in Triton's interpreter:
+            slow, for tests and for study.  The environment variable TORCHCONV_BACKEND sets it for a whole process.
+
+    Raises:
+        ValueError: `name` is neither.
+        RuntimeError: 'triton' was asked for, and Triton is missing or cannot interpret in this process.
+
+    Example:
+        >>> with torchconv.backend("triton"):
+        ...     y = torchconv.functional.conv2d(x, w)
+    """
+    if _checked(name, "backend") == "triton":
+        interpreted_kernels()
+    token = _current.set(name)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def interpreted_kernels() -> ModuleType:
+    """The package `triton_kernels`, ready to run CPU tensors.
+
+    Triton decides between compiling and interpreting when it is first imported, so this works if nobody has imported
+    it yet, or if TRITON_INTERPRET=1 was in the environment when somebody did.
+    """
+    if "triton" not in sys.modules and not _gpu_present():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    try:
+        kernels = importlib.import_module("triton_kernels")
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"backend 'triton' needs Triton, but importing {error.name!r} failed: install it with 'pip install triton'"
+        ) from error
+    if not kernels.INTERPRETED:
+        raise RuntimeError(
+            "backend 'triton' runs CPU tensors in Triton's interpreter, but Triton was imported in this process to "
+            "compile for a GPU: set the environment variable TRITON_INTERPRET=1 before Python starts"
+        )
+    return kernels
+
+
+def _gpu_present() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

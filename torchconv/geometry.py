@@ -1,0 +1,319 @@
+"""The shape arithmetic of convolution and pooling, and every error message about shapes.
+
+One convention serves all layers and every rank.  Along each spatial dimension, output position `o` and kernel tap `k`
+meet input position
+
+    i = o · stride − padding + k · dilation                        (Dumoulin & Visin 2016, relationship 6)
+
+and whatever lies outside the input counts as padding.  A geometry stores both the input and the output size, so
+`padding` is the *lower* padding alone: the upper padding is whatever the output size implies.  That covers padding
+'same' with even kernels (one more element above than below), `output_padding` and `ceil_mode` without a case of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+Ints = tuple[int, ...]
+
+
+def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
+    """`value` as `rank` integers: an int or a sequence of one is repeated, as torch does."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        values = tuple(value)
+        if len(values) == 1:
+            values *= rank
+    else:
+        values = (value,) * rank
+    # A symbolic size (torch.SymInt, while tracing) is an integer without being an int.
+    if not all(hasattr(v, "__index__") or hasattr(v, "node") for v in values):
+        raise TypeError(f"{name} must be an int or a tuple of {rank} ints, but got {name}={value!r}")
+    if len(values) != rank:
+        raise RuntimeError(
+            f"expected {name} to be a single int or {rank} ints, one per dimension, but got {name}={value}"
+        )
+    return values
+
+
+def fields_of(geometry: object) -> tuple[object, ...]:
+    """The values of a geometry's fields (or, of its class, their names) in order, as the operators' schemas take them."""
+    names = tuple(geometry.__dataclass_fields__)  # type: ignore[attr-defined]
+    return names if isinstance(geometry, type) else tuple(getattr(geometry, name) for name in names)
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a convolution's sizes fit together; shared by fprop, dgrad and wgrad.
+
+    Attributes:
+        input: spatial size of the convolution's input, `rank` integers.
+        output: spatial size of its output.
+        kernel: spatial size of the weight.
+        stride, padding, dilation: per spatial dimension; `padding` is the padding below index 0.
+        groups: number of independent channel groups.
+    """
+
+    input: Ints
+    output: Ints
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel)
+
+    def with_groups(self, groups: int) -> ConvGeometry:
+        return replace(self, groups=groups)
+
+    @staticmethod
+    def of_conv(
+        input: Sequence[int],
+        weight: Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+        groups: int,
+    ) -> ConvGeometry:
+        """Geometry of `conv(input, weight)` from the shapes [N, C, *] and [O, C/groups, *kernel].
+
+            output = ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1
+
+        Raises:
+            RuntimeError: a value is out of range, or the shapes do not fit together.
+        """
+        rank = len(weight) - 2
+        strides, dilations = _steps(rank, stride, dilation, groups)
+        kernel, size = tuple(weight[2:]), tuple(input[2:])
+        _check_channels(input, weight, groups, input_channels=weight[1] * groups, transposed=False)
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
+
+        if isinstance(padding, str):
+            lower, output = _named_padding(padding, size, extent, strides)
+        else:
+            lower = as_tuple(padding, rank, "padding")
+            if min(lower) < 0:
+                raise RuntimeError(f"negative padding is not supported, but got padding={lower}")
+            padded = tuple(i + 2 * p for i, p in zip(size, lower))
+            output = tuple((i - e) // s + 1 for i, e, s in zip(padded, extent, strides))
+        if min(output) <= 0:
+            raise RuntimeError(
+                f"kernel size can't be greater than the padded input size: input {_by(size)} with padding={padding!r} "
+                f"is too small for kernel {_by(kernel)} with dilation={dilations}, which spans {_by(extent)}; "
+                f"the output size would be {_by(output)}"
+            )
+        return ConvGeometry(size, output, kernel, strides, lower, dilations, groups)
+
+    @staticmethod
+    def of_conv_transpose(
+        input: Sequence[int],
+        weight: Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int],
+        output_padding: int | Sequence[int],
+        groups: int,
+        dilation: int | Sequence[int],
+    ) -> ConvGeometry:
+        """Geometry of the convolution whose dgrad is `conv_transpose(input, weight)`, shapes [N, O, *], [O, C/groups, *].
+
+        The transposed convolution's input is that convolution's *output*, and the other way round:
+
+            input = (output − 1)·stride − 2·padding + dilation·(kernel − 1) + output_padding + 1
+
+        Raises:
+            RuntimeError: a value is out of range, or the shapes do not fit together.
+        """
+        rank = len(weight) - 2
+        strides, dilations = _steps(rank, stride, dilation, groups)
+        lower = as_tuple(padding, rank, "padding")
+        extra = as_tuple(output_padding, rank, "output_padding")
+        kernel, size = tuple(weight[2:]), tuple(input[2:])
+        if min(lower) < 0:
+            raise RuntimeError(f"negative padding is not supported, but got padding={lower}")
+        if min(extra) < 0:
+            raise RuntimeError(f"negative output_padding is not supported, but got output_padding={extra}")
+        _check_channels(input, weight, groups, input_channels=weight[0], transposed=True)
+        if any(a >= s and a >= d for a, s, d in zip(extra, strides, dilations)):
+            raise RuntimeError(
+                f"output padding must be smaller than either stride or dilation, "
+                f"but got output_padding={extra}, stride={strides} and dilation={dilations}"
+            )
+        result = tuple(
+            (i - 1) * s - 2 * p + d * (k - 1) + a + 1
+            for i, s, p, d, k, a in zip(size, strides, lower, dilations, kernel, extra)
+        )
+        if min(result) <= 0:
+            raise RuntimeError(
+                f"output size is too small: input {_by(size)}, kernel {_by(kernel)}, stride={strides}, padding={lower}, "
+                f"dilation={dilations} and output_padding={extra} give {_by(result)}"
+            )
+        return ConvGeometry(result, size, kernel, strides, lower, dilations, groups)
+
+
+@dataclass(frozen=True)
+class PoolGeometry:
+    """How a pooling's sizes fit together.
+
+    Attributes:
+        input, output: spatial sizes, `rank` integers each.
+        kernel, stride, padding, dilation: per spatial dimension; `padding` is the padding on either side.
+    """
+
+    input: Ints
+    output: Ints
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def taps(self) -> int:
+        """Number of elements of a window."""
+        return math.prod(self.kernel)
+
+    def first_taps(self) -> list[list[int]]:
+        """For each dimension, the first tap of each window that does not lie below index 0."""
+        return [
+            [max(0, -((o * s - p) // d)) for o in range(n)]
+            for n, s, p, d in zip(self.output, self.stride, self.padding, self.dilation)
+        ]
+
+    @staticmethod
+    def of_pool(
+        input: Sequence[int],
+        rank: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None,
+        padding: int | Sequence[int],
+        dilation: int | Sequence[int],
+        ceil_mode: bool,
+    ) -> PoolGeometry:
+        """Geometry of pooling an input of shape [N, C, *]; `stride=None` (or empty) means `kernel_size`.
+
+            output = ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1
+
+        With `ceil_mode` the quotient is rounded up, but no window starts beyond the input and its lower padding.
+
+        Raises:
+            RuntimeError: a value is out of range, or no window fits.
+        """
+        kernel = as_tuple(kernel_size, rank, "kernel_size")
+        no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
+        strides = kernel if no_stride else as_tuple(stride, rank, "stride")  # type: ignore[arg-type]
+        lower = as_tuple(padding, rank, "padding")
+        dilations = as_tuple(dilation, rank, "dilation")
+        size = tuple(input[2:])
+        if min(kernel) <= 0:
+            raise RuntimeError(f"kernel size should be greater than zero, but got kernel_size={kernel}")
+        if min(strides) <= 0:
+            raise RuntimeError(f"stride should be greater than zero, but got stride={strides}")
+        if min(dilations) <= 0:
+            raise RuntimeError(f"dilation should be greater than zero, but got dilation={dilations}")
+        if min(lower) < 0:
+            raise RuntimeError(f"pad must be non-negative, but got padding={lower}")
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
+        if any(p > e // 2 for p, e in zip(lower, extent)):
+            raise RuntimeError(
+                f"pad should be at most half of effective kernel size, "
+                f"but got padding={lower}, kernel_size={kernel} and dilation={dilations}"
+            )
+        if any(n <= 0 for n in input[1:]):
+            raise RuntimeError(
+                f"expected an input whose sizes are all positive but for the batch, but got input of size {list(input)}"
+            )
+        output = tuple(_pooled(i, e, s, p, ceil_mode) for i, e, s, p in zip(size, extent, strides, lower))
+        if min(output) <= 0:
+            raise RuntimeError(
+                f"output size is too small: input {_by(size)} with kernel_size={kernel}, stride={strides}, padding={lower} "
+                f"and dilation={dilations} would give {_by(output)}"
+            )
+        return PoolGeometry(size, output, kernel, strides, lower, dilations)
+
+
+@dataclass(frozen=True)
+class AvgGeometry(PoolGeometry):
+    """A pooling that averages, and what it divides by.
+
+    Attributes:
+        count_include_pad: whether the padding counts as elements of a window.
+        divisor: what every window's sum is divided by; 0 to divide by the number of its elements.
+    """
+
+    count_include_pad: bool
+    divisor: int
+
+    def counts(self) -> list[list[int]]:
+        """For each dimension, how many taps of each window count; a window's divisor is the product of its counts.
+
+        With `count_include_pad` all taps up to the end of the upper padding count (under `ceil_mode` the last window
+        can reach beyond it), else only those inside the input.  At least 1, so that an empty window averages to 0.
+        """
+        result = []
+        for i, o, k, s, p, d in zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation):
+            low, high = (-p, i + p) if self.count_include_pad else (0, i)
+            starts = range(-p, -p + o * s, s)
+            result.append([max(1, sum(low <= start + t * d < high for t in range(k))) for start in starts])
+        return result
+
+
+def _pooled(size: int, extent: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """Output length of one pooled dimension."""
+    room = size + 2 * padding - extent
+    if not ceil_mode:
+        return room // stride + 1
+    output = (room + stride - 1) // stride + 1
+    # The last window must start inside the input or its lower padding, else it would hold nothing but padding.
+    return output - 1 if (output - 1) * stride >= size + padding else output
+
+
+def _steps(rank: int, stride: int | Sequence[int], dilation: int | Sequence[int], groups: int) -> tuple[Ints, Ints]:
+    strides = as_tuple(stride, rank, "stride")
+    dilations = as_tuple(dilation, rank, "dilation")
+    if min(strides) <= 0:
+        raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
+    if min(dilations) <= 0:
+        raise RuntimeError(f"dilation should be greater than zero, but got dilation={dilations}")
+    if groups <= 0:
+        raise RuntimeError(f"non-positive groups is not supported, but got groups={groups}")
+    return strides, dilations
+
+
+def _check_channels(
+    input: Sequence[int], weight: Sequence[int], groups: int, input_channels: int, transposed: bool
+) -> None:
+    kind = "transposed convolution" if transposed else "convolution"
+    if weight[0] < groups or weight[0] % groups != 0:
+        raise RuntimeError(
+            f"expected weight of a {kind} with groups={groups} to have a positive multiple of {groups} as first size, "
+            f"but got weight of size {list(weight)}"
+        )
+    if min(weight[2:]) <= 0:
+        raise RuntimeError(f"kernel size should be greater than zero, but got weight of size {list(weight)}")
+    if input[1] != input_channels:
+        raise RuntimeError(
+            f"given groups={groups} and weight of size {list(weight)}, expected input{list(input)} of a {kind} "
+            f"to have {input_channels} channels, but got {input[1]} channels instead"
+        )
+
+
+def _named_padding(name: str, size: Ints, extent: Ints, stride: Ints) -> tuple[Ints, Ints]:
+    """Lower padding and output size for padding='valid' or 'same'."""
+    if name == "valid":
+        return (0,) * len(size), tuple((i - e) // s + 1 for i, e, s in zip(size, extent, stride))
+    if name == "same":
+        if any(s != 1 for s in stride):
+            raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={stride}")
+        return tuple((e - 1) // 2 for e in extent), size
+    raise RuntimeError(f"invalid padding string: {name!r}; expected 'same' or 'valid'")
+
+
+def _by(size: Sequence[int]) -> str:
+    return "(" + " x ".join(str(n) for n in size) + ")"

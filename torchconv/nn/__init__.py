@@ -1,0 +1,40 @@
+"""`torch.nn` with the convolutions and poolings of this package: `from torchconv import nn` moves a model.
+
+Every other name of torch.nn is torch's own.  A convolution or pooling that is not ours yet raises AttributeError: it is
+never torch's in disguise.
+"""
+
+from typing import Any
+
+import torch.nn
+
+from torchconv.nn import functional
+from torchconv.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from torchconv.nn.functional import passes_through
+from torchconv.nn.pool import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+
+__all__ = [
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "functional",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if not passes_through(name):
+        raise AttributeError(f"torchconv.nn has no {name!r} of its own yet; torch.nn's is torch.nn.{name}")
+    return getattr(torch.nn, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *filter(passes_through, dir(torch.nn))})

@@ -1,0 +1,89 @@
+"""Convolution modules: torch.nn's classes, with this package's functions doing the work.
+
+Arguments, parameters, initialisation, repr and state_dict are inherited; only what `forward` calls is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn
+from torch import Tensor
+
+from torchconv import functional
+
+
+class _Conv:
+    """What the convolutions of every rank share: their function, and how it is called."""
+
+    function: Callable[..., Tensor]
+
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        return type(self).function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _ConvTranspose:
+    """What the transposed convolutions of every rank share."""
+
+    function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        )
+        return type(self).function(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class Conv1d(_Conv, torch.nn.Conv1d):
+    """`torch.nn.Conv1d` on `torchconv.functional.conv1d`."""
+
+    function = staticmethod(functional.conv1d)
+
+
+class Conv2d(_Conv, torch.nn.Conv2d):
+    """`torch.nn.Conv2d` on `torchconv.functional.conv2d`: the same arguments, parameters and state_dict.
+
+    Example:
+        >>> layer = torchconv.nn.Conv2d(3, 16, kernel_size=5, padding="same")
+        >>> layer(torch.randn(8, 3, 32, 32)).shape
+        torch.Size([8, 16, 32, 32])
+    """
+
+    function = staticmethod(functional.conv2d)
+
+
+class Conv3d(_Conv, torch.nn.Conv3d):
+    """`torch.nn.Conv3d` on `torchconv.functional.conv3d`."""
+
+    function = staticmethod(functional.conv3d)
+
+
+class ConvTranspose1d(_ConvTranspose, torch.nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` on `torchconv.functional.conv_transpose1d`."""
+
+    function = staticmethod(functional.conv_transpose1d)
+
+
+class ConvTranspose2d(_ConvTranspose, torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` on `torchconv.functional.conv_transpose2d`: same arguments, parameters, state_dict.
+
+    Example:
+        >>> layer = torchconv.nn.ConvTranspose2d(16, 3, kernel_size=2, stride=2)
+        >>> layer(torch.randn(8, 16, 16, 16)).shape
+        torch.Size([8, 3, 32, 32])
+    """
+
+    function = staticmethod(functional.conv_transpose2d)
+
+
+class ConvTranspose3d(_ConvTranspose, torch.nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` on `torchconv.functional.conv_transpose3d`."""
+
+    function = staticmethod(functional.conv_transpose3d)

@@ -1,0 +1,162 @@
+"""The operators `torchconv::…`: what torch's dispatcher, compiler and profiler see of this package.
+
+An operator is four things: a schema, a shape function for tracing, an implementation in plain tensor algebra
+(`torchconv.eager`, for CPU tensors) and one in Triton (`triton_kernels`, for GPU tensors, and for CPU tensors under
+`torchconv.backend("triton")`).  The last three take the same arguments: the tensors, the geometry, and the memory
+format of the result, which is channels_last if one of the floating tensors is, else contiguous.
+
+Operators know nothing of derivatives; `torchconv.autograd` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchconv.backend import current_backend, interpreted_kernels
+from torchconv.eager import conv as eager_conv
+from torchconv.eager import pool as eager_pool
+from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+
+_LIBRARY = torch.library.Library("torchconv", "DEF")
+_SIZES = "SymInt[] input, SymInt[] output, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+_FIELDS: dict[type, str] = {
+    ConvGeometry: f"{_SIZES}, SymInt groups",
+    PoolGeometry: _SIZES,
+    AvgGeometry: f"{_SIZES}, bool count_include_pad, SymInt divisor",
+}
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether the strides of a 4-D or 5-D tensor order its dimensions as N, *spatial, C: torch's own rule.
+
+    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say.
+    """
+    if t.dim() not in (4, 5):
+        return False
+    least = 0
+    for dim in (1, *range(t.dim() - 1, 1, -1), 0):
+        if t.shape[dim] == 0 or t.stride(dim) < least or (dim == 0 and least == t.stride(1)):
+            return False
+        least = t.stride(dim) * max(t.shape[dim], 1)
+    return True
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """The format of a result of these tensors: channels_last if one of them is."""
+    for t in tensors:
+        if is_channels_last(t):
+            return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _operator(
+    signature: str, geometry: type, shapes: Callable[..., Any], eager: Callable[..., Any], by: int
+) -> Callable[..., Any]:
+    """Define `torchconv::name`, and return a function that calls it.
+
+    Args:
+        signature: the schema without the geometry, e.g. "name(Tensor x) -> Tensor".
+        geometry: the dataclass whose fields follow the tensors in the schema.
+        shapes: what the operator returns, for tensors without data.
+        eager: the implementation for CPU; `triton_kernels` has one of the operator's name for GPUs.
+        by: how many leading tensors decide the memory format of the result.
+    """
+    name, rest = signature.split("(", 1)
+    arguments, result = rest.split(") -> ")
+    _LIBRARY.define(f"{name}({arguments}, {_FIELDS[geometry]}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+    fields = len(fields_of(geometry))
+
+    def adapt(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            packed = geometry(*(tuple(a) if isinstance(a, Sequence) else a for a in args[-fields:]))
+            return implementation(*args[:-fields], packed, memory_format(*args[:by]))
+
+        return run
+
+    def on_gpu(*args: Any) -> Any:
+        return getattr(importlib.import_module("triton_kernels"), name)(*args)
+
+    def on_cpu(*args: Any) -> Any:
+        if current_backend() == "triton":
+            return getattr(interpreted_kernels(), name)(*args)
+        return eager(*args)
+
+    _LIBRARY.impl(name, adapt(on_cpu), "CPU")
+    _LIBRARY.impl(name, adapt(on_gpu), "CUDA")
+    torch.library.register_fake(f"torchconv::{name}", adapt(shapes), lib=_LIBRARY)
+    overload = getattr(torch.ops.torchconv, name).default
+
+    def call(*args: Any) -> Any:
+        return overload(*args[:-1], *fields_of(args[-1]))
+
+    call.__name__, call.__doc__ = name, eager.__doc__
+    return call
+
+
+def _empty(like: Tensor, size: Sequence[int], format: torch.memory_format, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=format)
+
+
+def _fprop_shape(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format
+) -> Tensor:
+    return _empty(x, (x.shape[0], w.shape[0], *geometry.output), format)
+
+
+def _dgrad_shape(
+    g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format
+) -> Tensor:
+    return _empty(g, (g.shape[0], w.shape[1] * geometry.groups, *geometry.input), format)
+
+
+def _wgrad_shape(
+    x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    size = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
+    return _empty(g, size, format), g.new_empty(g.shape[1] if with_bias else 0)
+
+
+def _max_pool_shape(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
+    size = (*x.shape[:2], *geometry.output)
+    return _empty(x, size, format), _empty(x, size, format, eager_pool.offset_dtype(geometry))
+
+
+def _output_shape(x: Tensor, *args: Any) -> Tensor:
+    geometry, format = args[-2:]
+    return _empty(x, (*x.shape[:2], *geometry.output), format)
+
+
+def _input_shape(g: Tensor, *args: Any) -> Tensor:
+    geometry, format = args[-2:]
+    return _empty(g, (*g.shape[:2], *geometry.input), format)
+
+
+conv_fprop = _operator(
+    "conv_fprop(Tensor x, Tensor w, Tensor? bias) -> Tensor", ConvGeometry, _fprop_shape, eager_conv.fprop, by=2
+)
+conv_dgrad = _operator(
+    "conv_dgrad(Tensor g, Tensor w, Tensor? bias) -> Tensor", ConvGeometry, _dgrad_shape, eager_conv.dgrad, by=2
+)
+conv_wgrad = _operator(
+    "conv_wgrad(Tensor x, Tensor g, bool with_bias) -> (Tensor, Tensor)",
+    ConvGeometry,
+    _wgrad_shape,
+    eager_conv.wgrad,
+    by=2,
+)
+max_pool = _operator("max_pool(Tensor x) -> (Tensor, Tensor)", PoolGeometry, _max_pool_shape, eager_pool.max_pool, by=1)
+max_pool_gather = _operator(
+    "max_pool_gather(Tensor x, Tensor offset) -> Tensor", PoolGeometry, _output_shape, eager_pool.max_pool_gather, by=1
+)
+max_pool_scatter = _operator(
+    "max_pool_scatter(Tensor g, Tensor offset) -> Tensor", PoolGeometry, _input_shape, eager_pool.max_pool_scatter, by=1
+)
+avg_pool = _operator("avg_pool(Tensor x) -> Tensor", AvgGeometry, _output_shape, eager_pool.avg_pool, by=1)
+avg_pool_grad = _operator(
+    "avg_pool_grad(Tensor g) -> Tensor", AvgGeometry, _input_shape, eager_pool.avg_pool_grad, by=1
+)
