@@ -1,0 +1,179 @@
+"""dgrad: the gradient of a convolution's input, which is also the transposed convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels import configs
+from triton_kernels.launch import (
+    ConvGeometry,
+    accumulator,
+    dot_precision,
+    empty,
+    is_channels_last,
+    lifted,
+    needs_int64,
+    on_device_of,
+    product,
+)
+from triton_kernels.tiles import channel_offset, split_pixel, window_offset
+
+
+@triton.jit
+def residue_taps(
+    r,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The taps k0, k0 + STEP, … that reach the input positions i ≡ r (mod S) of one dimension.
+
+    A tap k meets position i in the window of output (i + P − k·D) / S, if that is a whole number.  Returns k0, how many
+    such taps there are, and the output that k0 meets position r in; the next tap meets it STEP·D/S outputs earlier.
+    """
+    k0 = 0 * r + K
+    for k in tl.static_range(STEP):
+        # S·K·D more keeps the remainder from being taken of a negative number.
+        reaches = (r + P - k * D + S * K * D) % S == 0
+        k0 = tl.where(reaches, tl.minimum(k0, k), k0)
+    return k0, tl.maximum(K - k0 + STEP - 1, 0) // STEP, (r + P - k0 * D + S * K * D) // S - K * D
+
+
+@triton.jit
+def conv_dgrad_kernel(
+    p_g,
+    p_w,
+    p_bias,
+    p_x,
+    N,
+    ID,
+    IH,
+    IW,
+    OD,
+    OH,
+    OW,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741 - the field's letter for output channels
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    STEP: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """x̄[n, c, i] = bias[c] + Σ_{o,k} g[n, o, (i + padding − k·dilation) / stride] · w[o, c, k], whole quotients only
+
+    Input positions of one residue class i mod stride are reached by the same taps, every one of which meets a whole
+    output position: each class is a dense convolution of g at stride 1, and no multiply is spent on the holes between.
+    A class that no tap reaches gets the bias alone.
+
+    For a class and a group: rows m = (n, i), columns c, reduction (o, k).  One program computes the tile x̄ [BM, BN]
+    from tiles g [BM, BK] and w [BK, BN].  C and O are the channels of one group.  The grid is (classes · row tiles ·
+    column tiles, groups), columns fastest.
+    """
+    COLUMN_TILES: tl.constexpr = (C + BN - 1) // BN
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    # Positions per class and dimension; the last ones of a class may lie beyond the input.
+    QD, QH, QW = tl.cdiv(ID, STRIDE[0]), tl.cdiv(IH, STRIDE[1]), tl.cdiv(IW, STRIDE[2])
+    row_tiles = tl.cdiv(N * QD * QH * QW, BM)
+    pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    residue = pid // COLUMN_TILES // row_tiles
+    _, rd, rh, rw = split_pixel(residue, STRIDE[0], STRIDE[1], STRIDE[2])
+    kd0, taps_d, od0 = residue_taps(rd, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], STEP[0])
+    kh0, taps_h, oh0 = residue_taps(rh, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], STEP[1])
+    kw0, taps_w, ow0 = residue_taps(rw, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], STEP[2])
+
+    o_m = (pid // COLUMN_TILES % row_tiles).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
+    o_n = (pid % COLUMN_TILES).to(o_m.dtype) * BN + tl.arange(0, BN)  # [BN]
+    n, qd, qh, qw = split_pixel(o_m, QD, QH, QW)
+    i_d, i_h, i_w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
+    m_m, m_n = (n < N) & (i_d < ID) & (i_h < IH) & (i_w < IW), o_n < C
+
+    acc = tl.zeros([BM, BN], dtype=ACC)
+    BLOCKS: tl.constexpr = (O + BK - 1) // BK
+    taps = taps_d * taps_h * taps_w
+    for step in range(tl.cdiv(O * taps, BK) if FLAT else BLOCKS * taps):
+        if FLAT:
+            k = step * BK + tl.arange(0, BK)
+            o, tap, m_k = k % O, k // O, k < O * taps
+        else:
+            o = step % BLOCKS * BK + tl.arange(0, BK)
+            tap, m_k = tl.full([1], 0, tl.int32) + step // BLOCKS, o < O
+        td, th, tw = tap // (taps_w * taps_h), tap // taps_w % taps_h, tap % taps_w
+        od = (qd + od0)[:, None] - (td * (STEP[0] * DILATION[0] // STRIDE[0]))[None, :]
+        oh = (qh + oh0)[:, None] - (th * (STEP[1] * DILATION[1] // STRIDE[1]))[None, :]
+        ow = (qw + ow0)[:, None] - (tw * (STEP[2] * DILATION[2] // STRIDE[2]))[None, :]
+        m_g = (od >= 0) & (od < OD) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+        m_g = m_g & m_m[:, None] & m_k[None, :]
+        pixel = (od * OH + oh) * OW + ow
+        o_g = channel_offset(n[:, None], (group * O + o)[None, :], pixel, groups * O, OD * OH * OW, CHANNELS_LAST)
+        g = tl.load(p_g + o_g, mask=m_g, other=0.0)  # [BM, BK]
+        k_w = ((kd0 + td * STEP[0]) * KERNEL[1] + kh0 + th * STEP[1]) * KERNEL[2] + kw0 + tw * STEP[2]
+        o_w = (group * O + o).to(o_m.dtype)[:, None] * (C * TAPS) + window_offset(
+            o_n[None, :], k_w[:, None], C, TAPS, CHANNELS_LAST
+        )
+        w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        acc = tl.dot(g, w, acc, input_precision=PRECISION, out_dtype=ACC)
+
+    if p_bias is not None:
+        acc += tl.load(p_bias + group * C + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
+    pixel = (i_d * IH + i_h) * IW + i_w
+    o_x = channel_offset(
+        n[:, None], (group * C + o_n)[None, :], pixel[:, None], groups * C, ID * IH * IW, CHANNELS_LAST
+    )
+    tl.store(p_x + o_x, acc.to(p_x.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+
+
+def conv_dgrad(
+    g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, memory_format: torch.memory_format
+) -> Tensor:
+    """x̄ = g ⊛ flip(w) + bias, with g [N, O, *output], w [O, C/groups, *kernel], bias [C] or None, x̄ [N, C, *input]."""
+    channels, outputs = w.shape[1], w.shape[0] // geometry.groups
+    x = empty(g, (g.shape[0], channels * geometry.groups, *geometry.input), memory_format, g.dtype)
+    if x.numel() == 0:
+        return x
+    tile = configs.product_tile(g.dtype, channels)
+    arguments = lifted(geometry)
+    strides, dilations = arguments["STRIDE"], arguments["DILATION"]
+    sizes = (arguments["ID"], arguments["IH"], arguments["IW"])
+    class_pixels = g.shape[0] * product(triton.cdiv(size, s) for size, s in zip(sizes, strides))
+    row_tiles = triton.cdiv(class_pixels, tile.m)
+    grid = (product(strides) * row_tiles * triton.cdiv(channels, tile.n), geometry.groups)
+    with on_device_of(g):
+        conv_dgrad_kernel[grid](
+            g.contiguous(memory_format=memory_format),
+            w.contiguous(memory_format=memory_format),
+            bias if bias is None else bias.contiguous(),
+            x,
+            N=g.shape[0],
+            **arguments,
+            C=channels,
+            O=outputs,
+            # Tap k reaches a class if k·dilation ≡ r + padding (mod stride): every STEP-th tap does, or none.
+            STEP=tuple(s // math.gcd(s, d) for s, d in zip(strides, dilations)),
+            CHANNELS_LAST=is_channels_last(memory_format),
+            FLAT=outputs < configs.TAP_BY_TAP,
+            WIDE=needs_int64(g, w, x, slack=tile.m * product(strides) * x.shape[1]),
+            PRECISION=dot_precision(g),
+            ACC=accumulator(g.dtype),
+            BM=tile.m,
+            BN=tile.n,
+            BK=tile.k,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return x

@@ -1,0 +1,124 @@
+"""fprop: convolution as an implicit matrix product, without an im2col buffer."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels import configs
+from triton_kernels.launch import (
+    ConvGeometry,
+    accumulator,
+    dot_precision,
+    empty,
+    is_channels_last,
+    lifted,
+    needs_int64,
+    on_device_of,
+    product,
+)
+from triton_kernels.tiles import channel_offset, input_pixel, reduction_tile, split_pixel, split_tap, window_offset
+
+
+@triton.jit
+def conv_fprop_kernel(
+    p_x,
+    p_w,
+    p_bias,
+    p_y,
+    N,
+    ID,
+    IH,
+    IW,
+    OD,
+    OH,
+    OW,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741 - the field's letter for output channels
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """y[n, o, p] = bias[o] + Σ_{c,k} x[n, c, p·stride − padding + k·dilation] · w[o, c, k]
+
+    A matrix product for each group: rows m = (n, p), columns o, reduction (c, k).  One program computes the tile
+    y [BM, BN] from tiles x [BM, BK] and w [BK, BN].  C and O are the channels of one group.
+
+    The grid is (row tiles · column tiles, groups), columns fastest: programs that run together share their x tiles.
+    """
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
+    pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    o_m = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
+    o_n = (pid % COLUMN_TILES).to(o_m.dtype) * BN + tl.arange(0, BN)  # [BN]
+    n, od, oh, ow = split_pixel(o_m, OD, OH, OW)
+    m_m, m_n = n < N, o_n < O
+
+    acc = tl.zeros([BM, BN], dtype=ACC)
+    STEPS: tl.constexpr = (C * TAPS + BK - 1) // BK if FLAT else TAPS * ((C + BK - 1) // BK)
+    for step in range(STEPS):
+        c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
+        kd, kh, kw = split_tap(tap[None, :], KERNEL)
+        pixel, m_x = input_pixel(
+            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION
+        )  # [BM, BK] or [BM, 1]
+        m_x = m_x & m_m[:, None] & m_k[None, :]
+        o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
+        x = tl.load(p_x + o_x, mask=m_x, other=0.0)  # [BM, BK]
+        o_w = (group * O + o_n)[None, :] * (C * TAPS) + window_offset(c, tap, C, TAPS, CHANNELS_LAST)[:, None]
+        w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
+
+    if p_bias is not None:
+        acc += tl.load(p_bias + group * O + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
+    pixel = (od * OH + oh) * OW + ow
+    o_y = channel_offset(
+        n[:, None], (group * O + o_n)[None, :], pixel[:, None], groups * O, OD * OH * OW, CHANNELS_LAST
+    )
+    tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+
+
+def conv_fprop(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, memory_format: torch.memory_format
+) -> Tensor:
+    """y = x ∗ w + bias, with x [N, C, *input], w [O, C/groups, *kernel], bias [O] or None, y [N, O, *output]."""
+    y = empty(x, (x.shape[0], w.shape[0], *geometry.output), memory_format, x.dtype)
+    if y.numel() == 0:
+        return y
+    channels, outputs = w.shape[1], w.shape[0] // geometry.groups
+    tile = configs.product_tile(x.dtype, outputs)
+    pixels = x.shape[0] * product(geometry.output)
+    grid = (triton.cdiv(pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
+    with on_device_of(x):
+        conv_fprop_kernel[grid](
+            x.contiguous(memory_format=memory_format),
+            w.contiguous(memory_format=memory_format),
+            bias if bias is None else bias.contiguous(),
+            y,
+            N=x.shape[0],
+            **lifted(geometry),
+            C=channels,
+            O=outputs,
+            CHANNELS_LAST=is_channels_last(memory_format),
+            FLAT=channels < configs.TAP_BY_TAP,
+            WIDE=needs_int64(x, w, y, slack=tile.m * outputs * geometry.groups),
+            PRECISION=dot_precision(x),
+            ACC=accumulator(x.dtype),
+            BM=tile.m,
+            BN=tile.n,
+            BK=tile.k,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return y

@@ -1,0 +1,144 @@
+"""What every launcher needs: sizes lifted to three dimensions, dense tensors, accumulation types, launching."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from triton_kernels.tiles import split_pixel
+
+# Triton reads TRITON_INTERPRET when it is imported, and from then on every kernel is either compiled or interpreted.
+INTERPRETED: bool = not isinstance(split_pixel, triton.JITFunction)
+
+
+# Bytes that one program of an elementwise kernel computes: for each of the 128 threads of four warps eight float32, or
+# four float64, more of which spill beside their 64-bit divisions.
+_BLOCK_BYTES = 4096
+
+
+class Geometry(Protocol):
+    """The sizes that pooling and convolution share; see `torchconv.geometry` for what they mean."""
+
+    @property
+    def input(self) -> Sequence[int]: ...
+    @property
+    def output(self) -> Sequence[int]: ...
+    @property
+    def kernel(self) -> Sequence[int]: ...
+    @property
+    def stride(self) -> Sequence[int]: ...
+    @property
+    def padding(self) -> Sequence[int]: ...
+    @property
+    def dilation(self) -> Sequence[int]: ...
+
+
+class ConvGeometry(Geometry, Protocol):
+    @property
+    def groups(self) -> int: ...
+
+
+class AvgGeometry(Geometry, Protocol):
+    @property
+    def count_include_pad(self) -> bool: ...
+    @property
+    def divisor(self) -> int: ...
+
+
+def lifted(geometry: Geometry) -> dict[str, Any]:
+    """The kernel arguments that every kernel takes from a geometry, as three dimensions; leading ones are trivial.
+
+    Input and output sizes are run-time arguments, so that another image size does not compile another kernel.  The
+    window is fixed by the layer: constants, which the compiler folds into the addresses.
+    """
+
+    def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
+        return (fill,) * (3 - len(values)) + tuple(values)
+
+    arguments: dict[str, Any] = {}
+    for prefix, values in (("I", geometry.input), ("O", geometry.output)):
+        arguments |= {prefix + axis: size for axis, size in zip("DHW", three(values, 1))}
+    return arguments | {
+        "KERNEL": three(geometry.kernel, 1),
+        "STRIDE": three(geometry.stride, 1),
+        "PADDING": three(geometry.padding, 0),
+        "DILATION": three(geometry.dilation, 1),
+    }
+
+
+def pool_arguments(
+    source: Tensor, result: Tensor, geometry: Geometry, memory_format: torch.memory_format
+) -> dict[str, Any]:
+    """The arguments that all pooling kernels take."""
+    return {
+        "N": source.shape[0],
+        "C": source.shape[1],
+        **lifted(geometry),
+        "CHANNELS_LAST": is_channels_last(memory_format),
+        "WIDE": needs_int64(source, result, slack=_BLOCK_BYTES),
+    }
+
+
+def cover(geometry: Geometry) -> tuple[int, ...]:
+    """For each of three dimensions, how many windows can hold one position."""
+    window = zip(geometry.kernel, geometry.dilation, geometry.stride)
+    return (1,) * (3 - len(geometry.kernel)) + tuple(triton.cdiv((k - 1) * d + 1, s) for k, d, s in window)
+
+
+def elementwise(kernel: Any, result: Tensor, *tensors: Tensor, **arguments: Any) -> None:
+    """Launch a kernel whose programs compute BLOCK elements of `result` each."""
+    block = _BLOCK_BYTES // max(4, result.element_size())
+    if result.numel():
+        with on_device_of(result):
+            kernel[(triton.cdiv(result.numel(), block),)](*tensors, **arguments, BLOCK=block)
+
+
+def is_channels_last(memory_format: torch.memory_format) -> bool:
+    return memory_format in (torch.channels_last, torch.channels_last_3d)
+
+
+def empty(like: Tensor, size: Sequence[int], memory_format: torch.memory_format, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype, device=like.device, memory_format=memory_format)
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The Triton type in which values of `dtype` are compared and summed: at least float32."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return tl.float32
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def needs_int64(*tensors: Tensor, slack: int = 0) -> bool:
+    """Whether an offset into one of the tensors, plus what a tile may reach beyond its end, can pass 2^31."""
+    return any(t.numel() + slack >= 2**31 for t in tensors)
+
+
+def product(values: Iterable[int]) -> int:
+    return math.prod(values)
+
+
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def dot_precision(x: Tensor) -> str:
+    """How `tl.dot` multiplies: TF32 where torch's own convolutions would use it, else exactly.
+
+    TF32 is an NVIDIA format that float32 alone is rounded to; torch allows it for convolutions by default.
+    """
+    if x.dtype is torch.float32 and x.is_cuda and torch.version.hip is None and _tf32_allowed():
+        return "tf32"
+    return "ieee"
+
+
+def _tf32_allowed() -> bool:
+    conv = getattr(torch.backends.cudnn, "conv", None)  # newer than torch 2.8; reading the older flag may then raise
+    return bool(torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32")

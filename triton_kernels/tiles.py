@@ -1,0 +1,104 @@
+"""Index arithmetic that the kernels share.  In every signature p, c, k are a pixel, a channel, a kernel tap."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def split_pixel(o, D, H, W):
+    """Sample and coordinates (n, d, h, w) of the flat pixel o = ((n·D + d)·H + h)·W + w."""
+    w = o % W
+    h = o // W % H
+    d = o // (W * H) % D
+    return o // (W * H * D), d, h, w
+
+
+@triton.jit
+def split_element(o, C, D, H, W, CHANNELS_LAST: tl.constexpr):
+    """Coordinates (n, c, d, h, w) of the o-th element of a dense tensor of either memory format."""
+    if CHANNELS_LAST:
+        n, d, h, w = split_pixel(o // C, D, H, W)
+        c = o % C
+    else:
+        n, d, h, w = split_pixel(o, D, H, W)
+        c = n % C
+        n = n // C
+    return n, c, d, h, w
+
+
+@triton.jit
+def split_tap(tap, KERNEL: tl.constexpr):
+    """Coordinates (kd, kh, kw) of a flat tap of the window."""
+    return tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
+
+
+@triton.jit
+def channel_offset(n, c, pixel, channels, pixels, CHANNELS_LAST: tl.constexpr):
+    """Offset of element [n, c, pixel] in a dense tensor of either memory format."""
+    if CHANNELS_LAST:
+        return (n * pixels + pixel) * channels + c
+    else:  # noqa: RET505 - the compiler drops one branch only if there are two
+        return (n * channels + c) * pixels + pixel
+
+
+@triton.jit
+def window_offset(c, tap, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Offset of element [c, tap] within one output channel of a weight of either memory format."""
+    if CHANNELS_LAST:
+        return tap * CHANNELS + c
+    else:  # noqa: RET505
+        return c * TAPS + tap
+
+
+@triton.jit
+def reduction_tile(
+    step, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, FLAT: tl.constexpr, BK: tl.constexpr
+):
+    """Channels, taps and mask of one step through a reduction over (channel, tap): [BK], [BK] or [1], [BK].
+
+    FLAT walks both as one index, in the order in which a weight holds them, so that few channels fill a tile.
+    Otherwise a step is one tap and BK channels: one address per pixel serves them all.
+    """
+    lane = tl.arange(0, BK)
+    if FLAT:
+        o = step * BK + lane
+        if CHANNELS_LAST:
+            return o % CHANNELS, o // CHANNELS, o < CHANNELS * TAPS
+        else:  # noqa: RET505
+            return o // TAPS, o % TAPS, o < CHANNELS * TAPS
+    else:
+        BLOCKS: tl.constexpr = (CHANNELS + BK - 1) // BK
+        c = step % BLOCKS * BK + lane
+        return c, tl.full([1], 0, tl.int32) + step // BLOCKS, c < CHANNELS
+
+
+@triton.jit
+def input_pixel(
+    d,
+    h,
+    w,
+    kd,
+    kh,
+    kw,
+    D,
+    H,
+    W,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+):
+    """Flat input pixel that tap (kd, kh, kw) of output (d, h, w)'s window meets, and whether it lies in the input."""
+    i_d = d * STRIDE[0] - PADDING[0] + kd * DILATION[0]
+    i_h = h * STRIDE[1] - PADDING[1] + kh * DILATION[1]
+    i_w = w * STRIDE[2] - PADDING[2] + kw * DILATION[2]
+    inside = (i_d >= 0) & (i_d < D) & (i_h >= 0) & (i_h < H) & (i_w >= 0) & (i_w < W)
+    return (i_d * H + i_h) * W + i_w, inside
+
+
+@triton.jit
+def window_over(i, j, O, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr):  # noqa: E741
+    """The j-th last of the windows over position i of one dimension, its tap there, and whether there is such a one."""
+    last = (i + P) // S
+    o = last - j
+    reach = i + P - o * S
+    return o, reach // D, (o >= 0) & (o < O) & (reach % D == 0) & (reach // D < K)
