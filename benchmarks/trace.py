@@ -8,7 +8,7 @@ argument carries its number in bits that no address uses, and arithmetic on it k
 take part too: a load from one gives 0, a store is dropped, so a launch on tensors too big for this machine can be
 checked for its addresses alone.
 
-Needs TRITON_INTERPRET=1; run with Triton 3.8.0.
+Needs TRITON_INTERPRET=1; run with Triton 3.2.0 to 3.8.0.
 """
 
 from __future__ import annotations

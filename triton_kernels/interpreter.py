@@ -229,11 +229,11 @@ def _unsupported(what: str) -> NotImplementedError:
 
 
 def _refuse_bfloat16(reason: str) -> None:
-    run = upstream.InterpretedFunction.run
+    convert = upstream._implicit_cvt  # what every argument of a launch goes through
 
-    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in (*args, *kwargs.values())):
+    def guarded(arg: Any) -> Any:
+        if isinstance(arg, torch.Tensor) and arg.dtype == torch.bfloat16:
             raise _unsupported(f"bfloat16 (wrong: {reason})")
-        return run(self, *args, **kwargs)
+        return convert(arg)
 
-    upstream.InterpretedFunction.run = guarded
+    upstream._implicit_cvt = guarded
