@@ -1,0 +1,47 @@
+"""What every test needs, before torch or Triton is imported: one thread, and kernels that run without a GPU."""
+
+import os
+
+# Small operators fight over threads: each worker of pytest-xdist takes one.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+if torch.cuda.is_available():
+    # The tests' tolerances are those of the operands' own type.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+else:
+    # Triton reads this when it is imported, which torch alone does not do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torchconv
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def nan_filled():
+    """Every `torch.empty` holds NaN (the greatest integer), so that an element that nobody writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def device(request):
+    """Where the tensors of a test live, for a path of `support.on_paths`; inside, CPU tensors take that path."""
+    if request.param == "kernels" and torch.cuda.is_available():
+        yield torch.device("cuda")
+    elif request.param == "kernels":
+        with torchconv.backend("triton"):
+            yield torch.device("cpu")
+    else:
+        yield torch.device("cpu")

@@ -1,0 +1,116 @@
+"""Helpers of more than one test file: paths, layouts, the reference and its tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchconv import functional
+
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (*HALF, torch.float32, torch.float64)
+CONV = ("conv1d", "conv2d", "conv3d")
+CONV_TRANSPOSE = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+MAX_POOL = ("max_pool1d", "max_pool2d", "max_pool3d")
+AVG_POOL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+POOL = MAX_POOL + AVG_POOL
+
+
+def on_paths(names: Iterable[Any], kernels: Collection[Any] | None = None) -> list[Any]:
+    """Parameters (device, name): every name on the eager path, and those in `kernels` (None: all) on the kernels.
+
+    Triton's interpreter takes about 200 ms for a kernel's program, so without a GPU the kernels run the tiniest cases;
+    with one they run all.
+    """
+    names = tuple(names)
+    few = names if kernels is None or torch.cuda.is_available() else tuple(kernels)
+    assert set(few) <= set(names)
+    return [
+        pytest.param(path, name, id=f"{path}-{str(name).removeprefix('torch.')}")
+        for path, chosen in (("eager", names), ("kernels", few))
+        for name in chosen
+    ]
+
+
+def rank_of(name: str) -> int:
+    """Number of spatial dimensions of a function such as conv2d."""
+    return int(name[-2])
+
+
+def ours(name: str) -> Callable[..., Any]:
+    return getattr(functional, name)
+
+
+def torchs(name: str) -> Callable[..., Any]:
+    return getattr(F, name)
+
+
+def leaf(t: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of `t` with its strides kept, that gradients flow to."""
+    return t.detach().to(device, dtype, copy=True, memory_format=torch.preserve_format).requires_grad_()
+
+
+def reference(
+    name: str, tensors: Mapping[str, Tensor | None], gradient: Tensor | None = None, **arguments: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """torch.nn.functional's result in float64 on the CPU, and its gradients by the names of `tensors`.
+
+    `gradient` is the result's own gradient; None for that of `y.sum()`.
+    """
+    exact = {key: None if t is None else t.detach().cpu().double().contiguous() for key, t in tensors.items()}
+    leaves = {key: t.requires_grad_() for key, t in exact.items() if t is not None}
+    y = torchs(name)(**exact, **arguments)
+    g = torch.ones_like(y) if gradient is None else gradient.detach().cpu().double()
+    return y.detach(), dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), g)))
+
+
+def assert_close(actual: Tensor, expected: Tensor, terms: int, what: str = "") -> None:
+    """`actual`, sums of `terms` products in its own dtype, are the float64 values `expected`.
+
+    A result is rounded to its type, with a relative error of eps/2 and, after a bias, eps/2 of another value of the
+    same size.  Before that, rounding `terms` partial sums of random sign in the accumulation type (float32 for half
+    precision) makes a random walk: an error of about 0.35 · eps · √terms of the typical (root mean square) result, and
+    the worst of some thousand results is four times that.  2 · √terms covers it.
+    """
+    assert not actual.isnan().logical_xor(expected.isnan().to(actual.device)).any(), f"{what}: NaN where none belongs"
+    eps = torch.finfo(actual.dtype).eps
+    eps_sum = min(eps, torch.finfo(torch.float32).eps)
+    typical = expected.nan_to_num(0, 0, 0).square().mean().sqrt().item() if expected.numel() else 0.0
+    torch.testing.assert_close(
+        actual.detach().cpu().double(),
+        expected,
+        rtol=eps,
+        atol=2 * eps_sum * max(terms, 4) ** 0.5 * typical,
+        equal_nan=True,
+        msg=lambda message: f"{what}: {message}",
+    )
+
+
+LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "expanded")
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    """`t` with other strides; the same values, save for 'expanded', which repeats one value."""
+    if layout == "contiguous":
+        return t.contiguous()
+    if layout == "channels_last":  # also for the 3-D tensors of one spatial dimension, which torch has no name for
+        return t.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "permuted":  # the first dimension varies fastest
+        return t.permute(*range(t.dim())[::-1]).contiguous().permute(*range(t.dim())[::-1])
+    if layout == "strided":  # NaN before, between and after: reading any of it shows
+        wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"))
+        wide[..., 1::2] = t
+        return wide[..., 1::2]
+    assert layout == "expanded"
+    return t.flatten()[:1].reshape((1,) * t.dim()).expand(t.shape)
+
+
+def formats(t: Tensor) -> tuple[bool, bool]:
+    """Whether a tensor is contiguous, and whether it is channels_last: both, where a size of 1 leaves that open."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim(), torch.contiguous_format)
+    return t.is_contiguous(), t.is_contiguous(memory_format=last)

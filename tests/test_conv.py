@@ -1,0 +1,371 @@
+"""Convolution and transposed convolution against torch.nn.functional: values, gradients, dtypes, layouts, formats."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support import (
+    CONV,
+    CONV_TRANSPOSE,
+    DTYPES,
+    HALF,
+    LAYOUTS,
+    assert_close,
+    formats,
+    laid_out,
+    leaf,
+    on_paths,
+    ours,
+    rank_of,
+    reference,
+    torchs,
+)
+from torch import Tensor
+
+from torchconv.eager import conv as eager_conv
+
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
+
+class Case(NamedTuple):
+    """Shapes of input and weight, and the other arguments."""
+
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    arguments: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+
+CONV_CASES = {
+    "one input channel": Case((2, 1, 7, 7), (6, 1, 5, 5)),
+    "six outputs": Case((3, 5, 9, 7), (6, 5, 3, 3), dict(padding=1)),
+    "one output": Case((2, 3, 5, 4), (1, 3, 3, 2)),
+    "odd sizes": Case((1, 3, 11, 7), (5, 3, 3, 5), dict(padding=(0, 2))),
+    "kernel = input": Case((2, 3, 5, 4), (4, 3, 5, 4)),
+    "kernel = padded input": Case((2, 3, 3, 2), (4, 3, 5, 4), dict(padding=1)),
+    "one pixel": Case((4, 3, 1, 1), (5, 3, 1, 1)),
+    "1x1": Case((2, 5, 4, 3), (7, 5, 1, 1)),
+    "1x3": Case((2, 2, 4, 5), (3, 2, 1, 3), dict(padding=(0, 1))),
+    "1x1 with stride and padding": Case((2, 3, 6, 5), (4, 3, 1, 1), dict(stride=2, padding=1)),
+    "stride": Case((2, 3, 8, 9), (4, 3, 3, 3), dict(stride=2, padding=1)),
+    "stride per dimension": Case((2, 3, 8, 9), (4, 3, 3, 2), dict(stride=(3, 2), padding=(2, 1))),
+    "stride > kernel": Case((2, 3, 9, 8), (4, 3, 2, 2), dict(stride=3)),
+    "stride > input": Case((2, 3, 5, 5), (4, 3, 2, 2), dict(stride=7)),
+    "stride leaves a remainder": Case((1, 2, 10, 11), (3, 2, 3, 3), dict(stride=4)),
+    "groups": Case((2, 6, 5, 6), (4, 3, 3, 3), dict(groups=2, padding=1)),
+    "groups of one output": Case((2, 6, 5, 5), (3, 2, 3, 3), dict(groups=3)),
+    "depthwise": Case((2, 5, 6, 7), (5, 1, 3, 3), dict(groups=5, padding=1)),
+    "depthwise, two outputs each": Case((2, 3, 6, 6), (6, 1, 3, 3), dict(groups=3, stride=2, dilation=2)),
+    "dilation": Case((2, 3, 9, 8), (4, 3, 3, 3), dict(dilation=2)),
+    "dilation per dimension": Case((2, 3, 9, 9), (4, 3, 3, 2), dict(dilation=(1, 4), padding=(1, 3))),
+    "dilation and stride": Case((2, 3, 11, 10), (4, 3, 3, 3), dict(dilation=(3, 2), stride=(2, 3), padding=(2, 1))),
+    "padding > kernel": Case((2, 3, 4, 5), (4, 3, 2, 3), dict(padding=(4, 5))),
+    "padding as list": Case((2, 3, 4, 5), (4, 3, 3, 3), dict(padding=[1, 2], stride=[1, 1], dilation=[1, 1])),
+    "padding of one element": Case((2, 3, 4, 5), (4, 3, 3, 3), dict(padding=(1,), stride=(2,), dilation=(1,))),
+    "valid": Case((2, 3, 5, 6), (4, 3, 3, 3), dict(padding="valid", stride=2)),
+    "same": Case((2, 3, 5, 6), (4, 3, 3, 5), dict(padding="same")),
+    "same, even kernel": Case((2, 3, 5, 6), (4, 3, 2, 4), dict(padding="same")),
+    "same, even kernel, dilation": Case((2, 3, 7, 6), (4, 3, 4, 2), dict(padding="same", dilation=(1, 3))),
+    "same, kernel > input": Case((2, 3, 3, 2), (4, 3, 6, 5), dict(padding="same")),
+    "same, groups": Case((2, 4, 5, 6), (6, 2, 2, 3), dict(padding="same", groups=2)),
+    "empty batch": Case((0, 3, 5, 6), (4, 3, 3, 3), dict(padding=1)),
+    "unbatched": Case((3, 5, 6), (4, 3, 3, 3), dict(padding=1)),
+    "channels beyond a block": Case((1, 17, 5, 5), (33, 17, 3, 3)),
+    "pixels beyond a block": Case((1, 2, 33, 31), (3, 2, 3, 3), dict(padding=1)),
+    "a long batch": Case((65, 1, 4, 4), (2, 1, 3, 3)),
+    "1d": Case((2, 3, 11), (4, 3, 3), dict(stride=2, padding=1)),
+    "1d, groups, dilation": Case((2, 4, 12), (6, 2, 3), dict(groups=2, dilation=3, padding=2)),
+    "1d, same, even kernel": Case((2, 3, 7), (4, 3, 4), dict(padding="same")),
+    "1d, unbatched": Case((3, 7), (4, 3, 2)),
+    "1d, empty batch": Case((0, 3, 7), (4, 3, 2)),
+    "3d": Case((2, 3, 4, 5, 6), (4, 3, 2, 3, 3), dict(stride=(1, 2, 2), padding=(1, 0, 1))),
+    "3d, groups, dilation": Case((2, 4, 5, 6, 5), (6, 2, 2, 3, 2), dict(groups=2, dilation=(2, 1, 3), padding=1)),
+    "3d, depthwise": Case((1, 3, 4, 4, 5), (3, 1, 3, 3, 3), dict(groups=3, padding=1)),
+    "3d, same, even kernel": Case((1, 2, 3, 4, 5), (3, 2, 2, 4, 3), dict(padding="same")),
+    "3d, unbatched": Case((2, 3, 4, 5), (3, 2, 2, 2, 2)),
+    "3d, empty batch": Case((0, 2, 3, 4, 5), (3, 2, 2, 2, 2)),
+}
+CONV_ON_KERNELS = (
+    "one input channel",
+    "1x1 with stride and padding",
+    "stride > kernel",
+    "groups",
+    "depthwise",
+    "dilation and stride",
+    "padding > kernel",
+    "same, even kernel",
+    "empty batch",
+    "unbatched",
+    "channels beyond a block",
+    "1d, groups, dilation",
+    "3d",
+)
+
+CONV_TRANSPOSE_CASES = {
+    "plain": Case((2, 3, 4, 5), (3, 5, 3, 3)),
+    "one channel": Case((2, 1, 3, 4), (1, 1, 2, 2)),
+    "one pixel": Case((2, 3, 1, 1), (3, 5, 4, 3)),
+    "1x1": Case((2, 5, 4, 3), (5, 7, 1, 1)),
+    "stride": Case((2, 3, 4, 5), (3, 5, 3, 3), dict(stride=2, padding=1)),
+    "stride = kernel": Case((2, 3, 4, 5), (3, 5, 2, 2), dict(stride=2)),
+    "stride > kernel": Case((2, 3, 4, 5), (3, 5, 2, 2), dict(stride=3)),
+    "output padding": Case((2, 3, 4, 5), (3, 5, 3, 3), dict(stride=2, padding=1, output_padding=1)),
+    "output padding per dimension": Case((2, 3, 4, 5), (3, 4, 3, 2), dict(stride=(3, 2), output_padding=(2, 0))),
+    "output padding < dilation": Case((2, 3, 4, 5), (3, 5, 3, 3), dict(dilation=3, output_padding=2)),
+    "output padding beyond every tap": Case((1, 2, 3, 3), (2, 3, 1, 1), dict(stride=4, output_padding=3)),
+    "dilation": Case((2, 3, 4, 5), (3, 5, 3, 2), dict(dilation=(2, 3), padding=(1, 2))),
+    "dilation and stride": Case((2, 3, 4, 5), (3, 5, 3, 3), dict(dilation=(3, 2), stride=(2, 3), padding=(2, 1))),
+    "padding cuts into the product": Case((2, 3, 5, 5), (3, 4, 2, 3), dict(padding=(2, 3))),
+    "groups": Case((2, 6, 4, 5), (6, 2, 3, 3), dict(groups=3, stride=2)),
+    "depthwise": Case((2, 4, 4, 5), (4, 1, 3, 3), dict(groups=4, stride=2, padding=1, output_padding=1)),
+    "channels beyond a block": Case((1, 17, 3, 3), (17, 33, 3, 3)),
+    "empty batch": Case((0, 3, 4, 5), (3, 5, 3, 3), dict(stride=2)),
+    "unbatched": Case((3, 4, 5), (3, 5, 3, 3), dict(stride=2)),
+    "1d": Case((2, 3, 5), (3, 4, 3), dict(stride=2, padding=1, output_padding=1)),
+    "1d, groups, dilation": Case((2, 4, 5), (4, 3, 3), dict(groups=2, dilation=2)),
+    "1d, unbatched": Case((3, 5), (3, 4, 3)),
+    "3d": Case((2, 3, 3, 4, 2), (3, 4, 3, 2, 3), dict(stride=(2, 1, 2), padding=1, output_padding=(1, 0, 1))),
+    "3d, groups, dilation": Case((1, 4, 3, 3, 2), (4, 2, 2, 3, 2), dict(groups=2, dilation=(1, 2, 3))),
+    "3d, unbatched": Case((3, 2, 3, 2), (3, 2, 2, 2, 2)),
+}
+CONV_TRANSPOSE_ON_KERNELS = (
+    "stride > kernel",
+    "output padding per dimension",
+    "dilation and stride",
+    "groups",
+    "depthwise",
+    "empty batch",
+    "1d",
+    "3d",
+)
+
+CASES = {("conv", name): case for name, case in CONV_CASES.items()} | {
+    ("conv_transpose", name): case for name, case in CONV_TRANSPOSE_CASES.items()
+}
+ON_KERNELS = [("conv", name) for name in CONV_ON_KERNELS] + [("conv_transpose", name) for name in CONV_TRANSPOSE_ON_KERNELS]
+
+# For each function, the case that stands for it where something other than the shape varies.
+TYPICAL = {
+    "conv1d": Case((2, 4, 9), (6, 2, 3), dict(stride=2, padding=1, groups=2)),
+    "conv2d": Case((2, 4, 7, 6), (6, 2, 3, 2), dict(stride=(2, 1), padding=1, dilation=(1, 2), groups=2)),
+    "conv3d": Case((2, 2, 4, 3, 5), (4, 2, 2, 3, 2), dict(stride=(1, 2, 1), padding=1)),
+    "conv_transpose1d": Case((2, 4, 5), (4, 3, 3), dict(stride=2, padding=1, output_padding=1, groups=2)),
+    "conv_transpose2d": Case((2, 4, 4, 3), (4, 3, 3, 2), dict(stride=(2, 1), dilation=(1, 2), padding=1, groups=2)),
+    "conv_transpose3d": Case((2, 2, 3, 2, 3), (2, 4, 2, 3, 2), dict(stride=(1, 2, 1), padding=1)),
+}
+TYPICAL_ON_KERNELS = ("conv2d", "conv_transpose2d")
+
+
+def outputs(name: str, case: Case) -> int:
+    """Number of output channels."""
+    transposed = name.startswith("conv_transpose")
+    return case.weight[1] * case.arguments.get("groups", 1) if transposed else case.weight[0]
+
+
+def operands(name: str, case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    sizes = {"input": case.input, "weight": case.weight, "bias": (outputs(name, case),)}
+    return {key: torch.randn(size).to(dtype) for key, size in sizes.items()}
+
+
+def terms(name: str, case: Case, y: Tensor) -> dict[str, int]:
+    """How many products each element of the result and of the gradients sums."""
+    rank, groups = rank_of(name), case.arguments.get("groups", 1)
+    taps = torch.Size(case.weight[2:]).numel()
+    first, second = case.weight[0] // groups, case.weight[1]
+    if name.startswith("conv_transpose"):
+        pixels = torch.Size(case.input).numel() // case.input[-rank - 1]
+        return {"y": first * taps, "input": second * taps, "weight": pixels, "bias": y.numel() // y.shape[-rank - 1]}
+    pixels = y.numel() // y.shape[-rank - 1]
+    return {"y": second * taps, "input": first * taps, "weight": pixels, "bias": pixels}
+
+
+def check(name: str, case: Case, tensors: dict[str, Tensor | None], device: torch.device, g: Tensor | None) -> None:
+    """Values and gradients for the gradient `g` of the result (None: `y.sum().backward()`) are torch's in float64."""
+    expected, expected_gradients = reference(name, tensors, g, **case.arguments)
+    leaves = {key: None if t is None else leaf(t, device) for key, t in tensors.items()}
+    y = ours(name)(**leaves, **case.arguments)
+    if g is None:
+        y.sum().backward()
+    else:
+        y.backward(g.to(device))
+    count = terms(name, case, expected)
+    assert y.dtype is tensors["input"].dtype
+    assert y.device.type == device.type
+    assert_close(y, expected, count["y"], "output")
+    for key, gradient in expected_gradients.items():
+        assert leaves[key].grad.dtype is tensors[key].dtype
+        assert_close(leaves[key].grad, gradient, count[key], f"gradient of {key}")
+
+
+def result_of(name: str, case: Case) -> Tensor:
+    """A random gradient of the result."""
+    meta = {key: t.to("meta") for key, t in operands(name, case).items()}
+    return torch.randn(torchs(name)(**meta, **case.arguments).shape)
+
+
+@pytest.mark.parametrize(("device", "case"), on_paths(CASES, ON_KERNELS), indirect=["device"])
+def test_matches_torch(device, case):
+    name = f"{case[0]}{len(CASES[case].weight) - 2}d"
+    tensors = operands(name, CASES[case])
+    check(name, CASES[case], tensors, device, result_of(name, CASES[case]))
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_without_bias(device, name):
+    tensors = operands(name, TYPICAL[name]) | {"bias": None}
+    check(name, TYPICAL[name], tensors, device, result_of(name, TYPICAL[name]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_dtypes(device, name, dtype):
+    tensors = operands(name, TYPICAL[name], dtype)
+    check(name, TYPICAL[name], tensors, device, result_of(name, TYPICAL[name]).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("device", "name"), on_paths(["conv2d", "conv_transpose2d"]), indirect=["device"])
+def test_half_precision_sums_in_float32(device, name, dtype):
+    """256 equal products: a sum kept in half precision stops growing long before its end."""
+    channels = (256, 1) if name == "conv_transpose2d" else (1, 256)
+    x, w = torch.full((1, 256, 1, 2), 1.0, dtype=dtype), torch.full((*channels, 1, 1), 1.01, dtype=dtype)
+    y = ours(name)(x.to(device), w.to(device))
+    assert_close(y, torch.full((1, 1, 1, 2), 256 * w[0, 0, 0, 0].item(), dtype=torch.float64), 256)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_layout_of_gradient(device, name, layout):
+    g = laid_out(result_of(name, TYPICAL[name]), layout)
+    check(name, TYPICAL[name], operands(name, TYPICAL[name]), device, g)
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_gradient_of_sum(device, name):
+    check(name, TYPICAL[name], operands(name, TYPICAL[name]), device, None)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "contiguous"])
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_layout_of_operands(device, name, layout):
+    tensors = {key: laid_out(t, layout) if t.dim() > 1 else t for key, t in operands(name, TYPICAL[name]).items()}
+    tensors["bias"] = laid_out(tensors["bias"], "expanded" if layout == "expanded" else "strided")
+    expected, _ = reference(name, tensors, **TYPICAL[name].arguments)
+    with torch.no_grad():  # as they are: a leaf would be a copy, dense again
+        y = ours(name)(**{key: t.to(device) for key, t in tensors.items()}, **TYPICAL[name].arguments)
+    assert_close(y, expected, terms(name, TYPICAL[name], expected)["y"])
+
+    for argument in ("input", "weight"):  # and the gradient of one while the other is not dense
+        one = {key: leaf(t, device) if key == argument else t.to(device) for key, t in tensors.items()}
+        y = ours(name)(**one, **TYPICAL[name].arguments)
+        g = result_of(name, TYPICAL[name])
+        _, gradients = reference(name, tensors, g, **TYPICAL[name].arguments)
+        (actual,) = torch.autograd.grad(y, one[argument], g.to(device))
+        assert_close(actual, gradients[argument], terms(name, TYPICAL[name], expected)[argument], argument)
+
+
+# Shapes without a size of 1, so that every tensor has one format alone, but for a 1 × 1 kernel and a depthwise weight.
+FORMAT_CASES = {
+    "conv2d": Case((2, 4, 6, 5), (6, 4, 3, 3)),
+    "conv2d, groups": Case((2, 4, 6, 5), (6, 2, 3, 3), dict(groups=2, stride=2, padding=1)),
+    "conv2d, 1x1": Case((2, 4, 6, 5), (6, 4, 1, 1)),
+    "conv2d, depthwise": Case((2, 4, 6, 5), (4, 1, 3, 3), dict(groups=4)),
+    "conv3d": Case((2, 4, 3, 4, 3), (6, 4, 2, 2, 2)),
+    "conv_transpose2d": Case((2, 4, 6, 5), (4, 6, 3, 3), dict(stride=2)),
+    "conv_transpose2d, groups": Case((2, 4, 6, 5), (4, 3, 3, 3), dict(groups=2)),
+    "conv_transpose3d": Case((2, 4, 3, 2, 3), (4, 6, 2, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("gradient_layout", ["as the result", "contiguous", "channels_last", "expanded"])
+@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("input_layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("device", "case"), on_paths(FORMAT_CASES, ["conv2d"]), indirect=["device"])
+def test_memory_format(device, case, input_layout, weight_layout, gradient_layout):
+    """Result and gradients are channels_last exactly where torch's are, whatever the layout of the gradient."""
+    name = case.split(",")[0]
+    tensors = operands(name, FORMAT_CASES[case])
+    tensors["input"] = laid_out(tensors["input"], input_layout)
+    tensors["weight"] = laid_out(tensors["weight"], weight_layout)
+    results = []
+    for function in (torchs(name), ours(name)):
+        leaves = {key: leaf(t, device) for key, t in tensors.items()}
+        y = function(**leaves, **FORMAT_CASES[case].arguments)
+        g = torch.ones_like(y)
+        if gradient_layout != "as the result":
+            g = laid_out(g, gradient_layout)
+        # Not `backward`: what accumulates into `.grad` is given the leaf's own strides.
+        gradients = torch.autograd.grad(y, list(leaves.values()), g)
+        results.append({"output": formats(y)} | dict(zip(leaves, map(formats, gradients))))
+    assert results[1] == results[0]
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_not_a_number_spreads_to_its_windows_alone(device, name):
+    case = TYPICAL[name]
+    tensors = operands(name, case)
+    tensors["input"].view(-1)[7] = float("nan")
+    expected, _ = reference(name, tensors, **case.arguments)
+    assert 0 < expected.isnan().sum() < expected.numel()
+    y = ours(name)(**{key: t.to(device) for key, t in tensors.items()}, **case.arguments)
+    assert_close(y, expected, terms(name, case, expected)["y"])
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_same_bits_every_time(device, name):
+    tensors, g = operands(name, TYPICAL[name]), result_of(name, TYPICAL[name]).to(device)
+
+    def run() -> list[Tensor]:
+        leaves = {key: leaf(t, device) for key, t in tensors.items()}
+        y = ours(name)(**leaves, **TYPICAL[name].arguments)
+        return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), g)]
+
+    assert all(map(torch.equal, run(), run()))
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 1000])
+@pytest.mark.parametrize("name", TYPICAL)
+def test_batch_in_chunks(name, chunk, monkeypatch):
+    """The eager products copy some samples of the im2col view at a time: fewer than the batch, and a short last few."""
+    monkeypatch.setattr(eager_conv, "_CHUNK", chunk)
+    case = TYPICAL[name]._replace(input=(5, *TYPICAL[name].input[1:]))
+    check(name, case, operands(name, case), torch.device("cpu"), result_of(name, case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
+def test_autocast(name, dtype):
+    """Under autocast convolutions cast as torch's do: floats to bfloat16, float64 not; gradients come in the leaf's type."""
+    case = TYPICAL[name]
+    tensors = operands(name, case, dtype)
+    results = []
+    for function in (torchs(name), ours(name)):
+        leaves = {key: leaf(t) for key, t in tensors.items()}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = function(**leaves, **case.arguments)
+        y.sum().backward()
+        results.append((y, leaves))
+    (expected, _), (y, leaves) = results
+    assert y.dtype is expected.dtype
+    rounded = {key: t if y.dtype is torch.float64 else t.bfloat16() for key, t in tensors.items()}
+    exact, _ = reference(name, rounded, **case.arguments)
+    assert_close(y, exact, terms(name, case, exact)["y"])
+    assert all(t.grad.dtype is dtype for t in leaves.values())
+
+
+def test_autocast_of_mixed_types():
+    x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours("conv2d")(x, w).dtype is torch.bfloat16
+    with torch.autocast("cpu", enabled=False), pytest.raises(RuntimeError, match="should be the same"):
+        ours("conv2d")(x, w)
+
+
+@pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
+def test_signature(name):
+    """Names, order and defaults of the arguments, from the first line of torch's documentation."""
+    signature = ", ".join(
+        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
+        for parameter in inspect.signature(ours(name)).parameters.values()
+    )
+    assert f"{name}({signature}) -> Tensor" == torchs(name).__doc__.strip().splitlines()[0]
