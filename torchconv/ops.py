@@ -10,6 +10,7 @@ Operators know nothing of derivatives; `torchconv.autograd` does.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,12 +80,14 @@ def _operator(
         return run
 
     def on_gpu(*args: Any) -> Any:
-        return getattr(importlib.import_module("triton_kernels"), name)(*args)
+        with _types_as_given("cuda"):
+            return getattr(importlib.import_module("triton_kernels"), name)(*args)
 
     def on_cpu(*args: Any) -> Any:
-        if current_backend() == "triton":
-            return getattr(interpreted_kernels(), name)(*args)
-        return eager(*args)
+        with _types_as_given("cpu"):
+            if current_backend() == "triton":
+                return getattr(interpreted_kernels(), name)(*args)
+            return eager(*args)
 
     _LIBRARY.impl(name, adapt(on_cpu), "CPU")
     _LIBRARY.impl(name, adapt(on_gpu), "CUDA")
@@ -96,6 +99,13 @@ def _operator(
 
     call.__name__, call.__doc__ = name, eager.__doc__
     return call
+
+
+def _types_as_given(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """No autocast inside an operator: it would round the float32 sums of a half-precision product to half precision."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _empty(like: Tensor, size: Sequence[int], format: torch.memory_format, dtype: torch.dtype | None = None) -> Tensor:

@@ -24,15 +24,14 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     dtype, groups = accumulation_dtype(x.dtype), geometry.groups
     pixels = math.prod(geometry.output)
     w_matrix = w.reshape(groups, w.shape[0] // groups, -1).to(dtype)  # [G, O/G, CK]
+    b_column = None if bias is None else bias.to(dtype).view(groups, -1, 1)
     y = x.new_empty((x.shape[0], groups, w_matrix.shape[1], pixels))
     view = windows(pad(x, geometry), geometry)
     for part in _chunks(view):
         columns = view[part].to(dtype).reshape(-1, groups, w_matrix.shape[2], pixels)
-        y[part] = w_matrix @ columns
-    y = y.view(x.shape[0], w.shape[0], *geometry.output)
-    if bias is not None:
-        y += bias.view(-1, *(1,) * geometry.rank)
-    return y.contiguous(memory_format=format)
+        product = w_matrix @ columns
+        y[part] = product if b_column is None else product.add_(b_column)
+    return y.view(x.shape[0], w.shape[0], *geometry.output).contiguous(memory_format=format)
 
 
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
@@ -63,7 +62,7 @@ def wgrad(
     view = windows(pad(x, geometry), geometry)
     # [G, CK, N, P] and [G, O/G, N, P]: batch and pixels side by side make one long reduction.
     view = view.unflatten(1, (groups, channels)).movedim(0, 2 + rank)
-    g_matrix = g.reshape(g.shape[0], groups, outputs, -1).movedim(0, 2)
+    g_matrix = g.reshape(g.shape[0], groups, outputs, math.prod(geometry.output)).movedim(0, 2)
     for part in _chunks(view, dim=2 + rank):
         columns = view.movedim(2 + rank, 0)[part].movedim(0, 2 + rank).to(dtype).reshape(*w.shape[::2], -1)
         w += g_matrix[:, :, part].to(dtype).reshape(groups, outputs, -1) @ columns.mT
