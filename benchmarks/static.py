@@ -1,0 +1,268 @@
+"""What a compiled kernel's code tells without a GPU: registers, spills, shared memory, matrix instructions, access widths.
+
+    python -m benchmarks.static                              a table for every target, data type and kernel
+    python -m benchmarks.static --targets sm_90 --dtypes float16 --json figures.json
+
+These figures do not depend on the machine.  They are not times: nothing here knows occupancy, latencies or caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+import triton_kernels
+from benchmarks.offline import TARGETS, Compiled, compiling_for
+from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Static figures of one kernel.
+
+    Attributes:
+        registers: per thread.
+        spills: instructions that spill to or reload from local memory (NVIDIA), or spilled registers (AMD).
+        shared: bytes of shared memory per block.
+        matrix: the matrix instruction in use, or "".
+        body: instructions of the main loop: the innermost one that multiplies, else the longest; of the whole kernel,
+            if it has no such loop (the compiler unrolls short ones).
+        body_matrix: matrix instructions among them.
+        load_bits, store_bits: width of the widest access to global memory per thread.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    matrix: str
+    body: int
+    body_matrix: int
+    load_bits: int
+    store_bits: int
+
+
+class Instruction(NamedTuple):
+    opcode: str
+    operands: str
+
+
+def figures(kernel: Any) -> Figures:
+    """Figures of a CompiledKernel for an NVIDIA or AMD target."""
+    return _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
+
+
+# NVIDIA: SASS, from the disassemblers that come with Triton ----------------------------------------------------------
+
+_SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*?);")
+_SASS_LABEL = re.compile(r"^(\.L_x_\d+):")
+_SASS_MATRIX = re.compile(r"HGMMA|HMMA|DMMA|IMMA|UTC\w*MMA")
+
+
+def _nvidia(kernel: Any) -> Figures:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _output(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
+        listing = _output(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    code = _parse(listing.splitlines(), _SASS_LABEL, _SASS)
+    body = _main_body(code, re.compile(r"BRA"), re.compile(r"`\((\.L_x_\d+)\)"), _SASS_MATRIX)
+    instructions = [i for i in code if isinstance(i, Instruction)]
+    return Figures(
+        registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        spills=sum(i.opcode.startswith(("STL", "LDL")) for i in instructions),
+        shared=kernel.metadata.shared,
+        matrix=_commonest_matrix(instructions, _SASS_MATRIX),
+        body=len(body),
+        body_matrix=sum(bool(_SASS_MATRIX.match(i.opcode)) for i in body),
+        load_bits=_widest(i.opcode for i in instructions if re.match(r"LDG|UBLKCP|UTMALDG", i.opcode)),
+        store_bits=_widest(i.opcode for i in instructions if i.opcode.startswith("STG")),
+    )
+
+
+def _widest(opcodes: Iterable[str]) -> int:
+    """Bits of the widest of accesses such as LDG.E.U8, STG.E, LDGSTS.E.BYPASS.128."""
+
+    def bits(opcode: str) -> int:
+        parts = opcode.split(".")[1:]
+        sizes = [int(p.lstrip("US")) for p in parts if re.fullmatch(r"[US]?(8|16|64|128|256)", p)]
+        return max(sizes, default=32)
+
+    return max(map(bits, opcodes), default=0)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+# AMD: the assembly that LLVM wrote -----------------------------------------------------------------------------------
+
+_GCN = re.compile(r"^\s+([a-z]\w+)(.*)")
+_GCN_LABEL = re.compile(r"^(\.LBB\d+_\d+):")
+_GCN_MATRIX = re.compile(r"v_mfma|v_wmma")
+_GCN_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "short": 16, "byte": 8}
+
+
+def _amd(kernel: Any) -> Figures:
+    text = kernel.asm["amdgcn"]
+
+    def count(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(match[1]) if match else 0
+
+    code = _parse(text.splitlines(), _GCN_LABEL, _GCN)
+    body = _main_body(code, re.compile(r"s_c?branch"), re.compile(r"(\.LBB\d+_\d+)"), _GCN_MATRIX)
+    instructions = [i for i in code if isinstance(i, Instruction)]
+
+    def widest(kind: str) -> int:
+        opcodes = [i.opcode for i in instructions if re.match(rf"(global|buffer|flat)_{kind}", i.opcode)]
+        return max((next(b for n, b in _GCN_BITS.items() if n in o) for o in opcodes), default=0)
+
+    return Figures(
+        registers=count("vgpr_count"),
+        spills=count("vgpr_spill_count") + count("sgpr_spill_count"),
+        shared=kernel.metadata.shared,
+        matrix=_commonest_matrix(instructions, _GCN_MATRIX),
+        body=len(body),
+        body_matrix=sum(bool(_GCN_MATRIX.match(i.opcode)) for i in body),
+        load_bits=widest("load"),
+        store_bits=widest("store"),
+    )
+
+
+# Either --------------------------------------------------------------------------------------------------------------
+
+
+def _parse(lines: Iterable[str], label: re.Pattern[str], instruction: re.Pattern[str]) -> list[Instruction | str]:
+    """Instructions, and labels as strings, in order."""
+    code: list[Instruction | str] = []
+    for line in lines:
+        if match := label.match(line):
+            code.append(match[1])
+        elif match := instruction.match(line):
+            code.append(Instruction(match[1], match[2]))
+    return code
+
+
+def _main_body(
+    code: Sequence[Instruction | str], branch: re.Pattern[str], to: re.Pattern[str], matrix: re.Pattern[str]
+) -> list[Instruction]:
+    """The main loop or, if no loop multiplies and the kernel does, all of the kernel: see `Figures`."""
+    everything = [i for i in code if isinstance(i, Instruction)]
+    place = {label: i for i, label in enumerate(code) if isinstance(label, str)}
+    loops = []
+    for i, item in enumerate(code):
+        if isinstance(item, Instruction) and branch.match(item.opcode):
+            target = to.search(item.operands)
+            if target and place.get(target[1], i) < i - 1:  # a branch to itself ends a kernel
+                loops.append([x for x in code[place[target[1]] : i + 1] if isinstance(x, Instruction)])
+    if any(matrix.match(i.opcode) for i in everything):
+        return min((loop for loop in loops if any(matrix.match(i.opcode) for i in loop)), key=len, default=everything)
+    return max(loops, key=len, default=everything)
+
+
+def _commonest_matrix(instructions: Iterable[Instruction], matrix: re.Pattern[str]) -> str:
+    found = [i.opcode for i in instructions if matrix.match(i.opcode)]
+    return max(sorted(set(found)), key=found.count, default="")
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """A convolution and the pooling after it: [batch, channels, size, size] with a square kernel."""
+
+    name: str
+    channels: int
+    outputs: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+
+
+LAYERS = (
+    Layer("LeNet conv1", 1, 6, 28, 5, 1, 2),
+    Layer("LeNet conv2", 6, 16, 14, 5, 1, 0),
+    Layer("ResNet stem", 3, 64, 224, 7, 2, 3),
+    Layer("ResNet 3x3", 64, 64, 56, 3, 1, 1),
+    Layer("ResNet 3x3/2", 128, 128, 56, 3, 2, 1),
+)
+
+
+def run_layer(layer: Layer, dtype: torch.dtype, memory_format: torch.memory_format, batch: int = 128) -> None:
+    """Launch every kernel that training `layer` and a 2×2 pooling after it would, on tensors without data."""
+
+    def tensor(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
+
+    x = tensor(batch, layer.channels, layer.size, layer.size)
+    w = tensor(layer.outputs, layer.channels, layer.kernel, layer.kernel)
+    conv = ConvGeometry.of_conv(x.shape, w.shape, layer.stride, layer.padding, 1, 1)
+    y = triton_kernels.conv_fprop(x, w, tensor(1, layer.outputs, 1, 1).flatten(), conv, memory_format)
+    triton_kernels.conv_dgrad(y, w, None, conv, memory_format)
+    triton_kernels.conv_wgrad(x, y, True, conv, memory_format)
+    pool = PoolGeometry.of_pool(y.shape, 2, 2, 2, 0, 1, False)
+    pooled, offset = triton_kernels.max_pool(y, pool, memory_format)
+    triton_kernels.max_pool_scatter(pooled, offset, pool, memory_format)
+    average = AvgGeometry(*fields_of(pool), True, 0)  # type: ignore[arg-type]
+    triton_kernels.avg_pool(y, average, memory_format)
+    triton_kernels.avg_pool_grad(pooled, average, memory_format)
+
+
+def rows(targets: Sequence[str], dtypes: Sequence[str], layers: Sequence[Layer]) -> Iterator[dict[str, Any]]:
+    """One row of figures per target, layer, data type, memory format and kernel."""
+    formats = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+    for target in targets:
+        for layer in layers:
+            for dtype in dtypes:
+                for format_name, memory_format in formats.items():
+                    with compiling_for(target) as kernels:
+                        run_layer(layer, getattr(torch, dtype), memory_format)
+                    labels = {"target": target, "layer": layer.name, "dtype": dtype, "format": format_name}
+                    yield from ({**labels, **_row(compiled)} for compiled in kernels)
+
+
+def _row(compiled: Compiled) -> dict[str, Any]:
+    constants = compiled.constants
+    tile = "x".join(str(constants[n]) for n in ("BM", "BN", "BK", "BLOCK") if n in constants)
+    return {"kernel": compiled.name, "tile": tile, **dataclasses.asdict(figures(compiled.kernel))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"])
+    parser.add_argument("--layers", nargs="+", default=[layer.name for layer in LAYERS])
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    arguments = parser.parse_args()
+    layers = [layer for layer in LAYERS if layer.name in arguments.layers]
+    table = []
+    for row in rows(arguments.targets, arguments.dtypes, layers):
+        if not table:
+            print(" ".join(_cell(name, name) for name in row))
+        table.append(row)
+        print(" ".join(_cell(name, value) for name, value in row.items()), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+
+
+_WIDTHS = {"layer": 13, "dtype": 8, "kernel": 24, "tile": 10, "matrix": 28, "target": 7}
+
+
+def _cell(name: str, value: Any) -> str:
+    width = _WIDTHS.get(name, len(name))
+    return f"{value:{'<' if name in _WIDTHS or name == 'format' else '>'}{width}}"
+
+
+if __name__ == "__main__":
+    main()
