@@ -24,9 +24,8 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_current: ContextVar[str] = ContextVar(
-    "torchconv_backend", default=_checked(os.environ.get("TORCHCONV_BACKEND", "eager"), "TORCHCONV_BACKEND")
-)
+_default = _checked(os.environ.get("TORCHCONV_BACKEND", "eager"), "TORCHCONV_BACKEND")
+_current: ContextVar[str] = ContextVar("torchconv_backend", default=_default)
 
 
 def current_backend() -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry
 
 __all__ = [
     "avg_pool1d",
@@ -444,7 +444,9 @@ def _avg_pool(
 
     def run(x: Tensor) -> Tensor:
         pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, 1, ceil_mode)
-        return autograd.avg_pool(x, AvgGeometry(*fields_of(pool), count_include_pad, divisor_override or 0))
+        return autograd.avg_pool(
+            x, AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor_override or 0)
+        )
 
     return _batched(name, rank, input, run)
 
@@ -492,7 +494,8 @@ def _check_factors(
     for argument, value in tensors.items():
         if value.dtype != tensors["input"].dtype:
             raise RuntimeError(
-                f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) should be the same"
+                f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
+                f"should be the same"
             )
     if not tensors["input"].is_floating_point():
         raise NotImplementedError(

@@ -7,7 +7,7 @@ meet input position
 
 and whatever lies outside the input counts as padding.  A geometry stores both the input and the output size, so
 `padding` is the *lower* padding alone: the upper padding is whatever the output size implies.  That covers padding
-'same' with even kernels (one more element above than below), `output_padding` and `ceil_mode` without a case of its own.
+'same' with even kernels (one more element above than below), `output_padding` and `ceil_mode` without special cases.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
 
 
 def fields_of(geometry: object) -> tuple[object, ...]:
-    """The values of a geometry's fields (or, of its class, their names) in order, as the operators' schemas take them."""
+    """The values of a geometry's fields (or, of its class, their names), in the order of the operators' schemas."""
     names = tuple(geometry.__dataclass_fields__)  # type: ignore[attr-defined]
     return names if isinstance(geometry, type) else tuple(getattr(geometry, name) for name in names)
 
@@ -118,7 +118,7 @@ class ConvGeometry:
         groups: int,
         dilation: int | Sequence[int],
     ) -> ConvGeometry:
-        """Geometry of the convolution whose dgrad is `conv_transpose(input, weight)`, shapes [N, O, *], [O, C/groups, *].
+        """Geometry of the convolution whose dgrad is `conv_transpose(input, weight)`: [N, O, *], [O, C/groups, *].
 
         The transposed convolution's input is that convolution's *output*, and the other way round:
 
@@ -148,8 +148,8 @@ class ConvGeometry:
         )
         if min(result) <= 0:
             raise RuntimeError(
-                f"output size is too small: input {_by(size)}, kernel {_by(kernel)}, stride={strides}, padding={lower}, "
-                f"dilation={dilations} and output_padding={extra} give {_by(result)}"
+                f"output size is too small: input {_by(size)}, kernel {_by(kernel)}, stride={strides}, "
+                f"padding={lower}, dilation={dilations} and output_padding={extra} give {_by(result)}"
             )
         return ConvGeometry(result, size, kernel, strides, lower, dilations, groups)
 
@@ -232,8 +232,8 @@ class PoolGeometry:
         output = tuple(_pooled(i, e, s, p, ceil_mode) for i, e, s, p in zip(size, extent, strides, lower))
         if min(output) <= 0:
             raise RuntimeError(
-                f"output size is too small: input {_by(size)} with kernel_size={kernel}, stride={strides}, padding={lower} "
-                f"and dilation={dilations} would give {_by(output)}"
+                f"output size is too small: input {_by(size)} with kernel_size={kernel}, stride={strides}, "
+                f"padding={lower} and dilation={dilations} would give {_by(output)}"
             )
         return PoolGeometry(size, output, kernel, strides, lower, dilations)
 

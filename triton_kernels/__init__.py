@@ -9,6 +9,7 @@ input gives the same bits.
 from triton_kernels.conv_dgrad import conv_dgrad
 from triton_kernels.conv_fprop import conv_fprop
 from triton_kernels.conv_wgrad import conv_wgrad
+from triton_kernels.interpreter import repair
 from triton_kernels.launch import INTERPRETED
 from triton_kernels.pool_avg import avg_pool, avg_pool_grad
 from triton_kernels.pool_max import max_pool, max_pool_gather, max_pool_scatter
@@ -24,3 +25,6 @@ __all__ = [
     "max_pool_gather",
     "max_pool_scatter",
 ]
+
+if INTERPRETED:
+    repair()

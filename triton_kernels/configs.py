@@ -28,10 +28,10 @@ class Tile(NamedTuple):
 # Tiles of fprop and dgrad by bytes per element: many rows (pixels), and as many columns as the layer has channels.
 # The narrowest tile that holds them wastes the least; 16 is the least that a matrix instruction takes.
 PRODUCT_TILES: dict[int, tuple[Tile, ...]] = {
-    # Half precision: matrix instructions are cheap, so large tiles that reuse what they load.
-    2: (Tile(128, 16, 32, 4, 3), Tile(128, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
-    # float32: twice the bytes, and without TF32 one multiply-add per instruction.
-    4: (Tile(64, 16, 32, 4, 3), Tile(64, 32, 32, 4, 3), Tile(64, 64, 16, 4, 3)),
+    # Half precision.  128 rows would reuse the weights more, but their addresses spill in dgrad.
+    2: (Tile(64, 16, 32, 4, 3), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
+    # float32: twice the bytes, and without TF32 one multiply-add per instruction on operands in registers.
+    4: (Tile(64, 16, 16, 4, 3), Tile(64, 32, 16, 4, 3), Tile(32, 64, 16, 4, 3)),
     # float64: a 64 × 64 accumulator alone takes 64 registers a thread, and spills.
     8: (Tile(32, 16, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
 }
@@ -43,8 +43,8 @@ GRADIENT_TILES: dict[int, tuple[Tile, ...]] = {
     8: (Tile(16, 32, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
 }
 
-# From this many channels on, a reduction walks one window tap and a block of channels at a time; below it, the flattened
-# (channel, tap) index, because a block of 16 or more would be mostly padding.
+# From this many channels on, a reduction walks one window tap and a block of channels at a time; below it, the
+# flattened (channel, tap) index, because a block of 16 or more would be mostly padding.
 TAP_BY_TAP = 16
 
 # How many programs a kernel whose result is small should be split into: two for each of the 132 multiprocessors of an

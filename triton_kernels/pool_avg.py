@@ -14,17 +14,17 @@ from triton_kernels.tiles import channel_offset, input_pixel, split_element, spl
 @triton.jit
 def tap_count(
     o,
-    I,
+    SIZE,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
-    COUNT_PAD: tl.constexpr,  # noqa: E741
+    COUNT_PAD: tl.constexpr,
 ):
-    """How many taps of window o count along one dimension: those in the padded input, or those in the input; at least 1."""
+    """How many taps of window o count along one dimension, at least 1: those in the input, or in the padded input."""
     start = o * S - P
     low = -P if COUNT_PAD else 0
-    high = I + P if COUNT_PAD else I
+    high = SIZE + P if COUNT_PAD else SIZE
     first = tl.maximum((low - start + D - 1) // D, 0)
     last = tl.minimum((high - start + D - 1) // D, K)
     return tl.maximum(last - first, 1)
@@ -89,13 +89,10 @@ def avg_pool_kernel(
         o_x = channel_offset(n, c, pixel, C, ID * IH * IW, CHANNELS_LAST)
         acc += tl.load(p_x + o_x, mask=m & inside, other=0).to(ACC)
     if DIVISOR:
-        divisor = tl.full([BLOCK], DIVISOR, tl.int32)
+        divisor = tl.full([BLOCK], DIVISOR, ACC)
     else:
-        divisor = divisor_of(od, oh, ow, ID, IH, IW, KERNEL, STRIDE, PADDING, DILATION, COUNT_PAD)
-    if ACC.is_int():
-        y = acc // divisor.to(ACC)
-    else:
-        y = acc / divisor.to(ACC)
+        divisor = divisor_of(od, oh, ow, ID, IH, IW, KERNEL, STRIDE, PADDING, DILATION, COUNT_PAD).to(ACC)
+    y = acc // divisor if ACC.is_int() else acc / divisor
     tl.store(p_y + o, y.to(p_y.dtype.element_ty), mask=m)
 
 

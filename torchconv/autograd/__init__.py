@@ -1,6 +1,6 @@
 """The mathematics: autograd Functions whose backward passes are other Functions of this package.
 
-Nothing here computes an array; that is `torchconv.ops`.  Nothing here checks an argument; that is `torchconv.functional`.
+Nothing here computes an array (`torchconv.ops` does) or checks an argument (`torchconv.functional` does).
 """
 
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad

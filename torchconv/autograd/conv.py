@@ -3,11 +3,11 @@
 With input x, weight w and output y of a convolution y = x ∗ w (Dumoulin & Visin 2016, chapters 2 and 4; the names
 fprop, dgrad and wgrad are those of Chetlur et al. 2014, "cuDNN: Efficient primitives for deep learning"):
 
-| product                        | formula                                     | ∂ first argument        | ∂ second argument       |
-|--------------------------------|---------------------------------------------|-------------------------|-------------------------|
-| `conv`             (fprop)     | y[o] = Σ_k x[o·s − p + k·d] · w[k]          | `conv_input_grad(·, w)` | `conv_weight_grad(x, ·)`|
-| `conv_input_grad`  (dgrad)     | x̄[i] = Σ_{o·s − p + k·d = i} g[o] · w[k]    | `conv(·, w)`            | `conv_weight_grad(·, g)`|
-| `conv_weight_grad` (wgrad)     | w̄[k] = Σ_o x[o·s − p + k·d] · g[o]          | `conv_input_grad(g, ·)` | `conv(x, ·)`            |
+| product                    | formula                                | ∂ first argument      | ∂ second argument      |
+|----------------------------|----------------------------------------|-----------------------|------------------------|
+| `conv` (fprop)             | y[o] = Σ_k x[o·s − p + k·d] · w[k]     | conv_input_grad(·, w) | conv_weight_grad(x, ·) |
+| `conv_input_grad` (dgrad)  | x̄[i] = Σ_{o·s−p+k·d=i} g[o] · w[k]     | conv(·, w)            | conv_weight_grad(·, g) |
+| `conv_weight_grad` (wgrad) | w̄[k] = Σ_o x[o·s − p + k·d] · g[o]     | conv_input_grad(g, ·) | conv(x, ·)             |
 
 (sums over batch and channels left out).  Whichever of x, w and y is missing is what the product returns, so every
 backward pass below is two calls of the other two products, and derivatives of every order exist.  `conv_input_grad` is
@@ -149,7 +149,7 @@ class _Transforms:
         channels, w and y the output channels; all three share the groups.  If one factor is batched, so is the result,
         and the batch goes into the dimension that those two share; if both are, it becomes groups.
         """
-        a, b, result = cls.letters
+        a, b, result = tuple(cls.letters)
         product, groups, size = _PRODUCTS[cls.letters], geometry.groups, info.batch_size
         first_dim, second_dim, third_dim, _ = in_dims
         if first_dim is not None and second_dim is not None:

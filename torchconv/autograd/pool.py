@@ -163,7 +163,7 @@ def max_pool(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
 
 
 def winner_index(offset: Tensor, geometry: PoolGeometry) -> Tensor:
-    """The winners as torch reports them: int64 positions in the flattened input, of `offset`'s shape [N, C, *output]."""
+    """The winners as torch reports them: int64 positions in the flattened input, [N, C, *output] as `offset`."""
     tap, digits = offset.long(), []
     for size in reversed(geometry.kernel):
         digits.append(tap % size)

@@ -55,7 +55,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
 def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
-    """w̄[o, ck] = Σ_np g[n, o, p] · windows(x)[n, ck, p], shape [O, C/G, *k], and the bias's gradient Σ_np g[n, o, p]."""
+    """w̄[o, ck] = Σ_np g[n, o, p] · windows(x)[n, ck, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
     dtype, groups, rank = accumulation_dtype(x.dtype), geometry.groups, geometry.rank
     outputs, channels = g.shape[1] // groups, x.shape[1] // groups
     w = g.new_zeros((groups, outputs, channels * math.prod(geometry.kernel)), dtype=dtype)

@@ -40,11 +40,12 @@ def pad(x: Tensor, geometry: Geometry, value: float = 0) -> Tensor:
 
 def crop(padded: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of `pad`: the input's part of [N, C, *padded_size], as a view."""
-    return padded[(..., *(slice(p, p + i) for i, p in zip(geometry.input, geometry.padding)))]
+    index = (..., *(slice(p, p + i) for i, p in zip(geometry.input, geometry.padding)))
+    return padded[index]
 
 
 def windows(padded: Tensor, geometry: Geometry) -> Tensor:
-    """View of [N, C, *padded_size] as [N, C, *kernel, *output]: at [n, c, k, o] stands padded[n, c, o·stride + k·dilation]."""
+    """View of [N, C, *padded_size] as [N, C, *kernel, *output]: [n, c, k, o] is padded[n, c, o·stride + k·dilation]."""
     n, c, *spatial = padded.stride()
     by_tap = (t * d for t, d in zip(spatial, geometry.dilation))
     by_output = (t * s for t, s in zip(spatial, geometry.stride))
