@@ -55,6 +55,19 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def arranged(t: Tensor, format: torch.memory_format) -> Tensor:
+    """The values of `t` in a memory format: `t` itself if it is in it.
+
+    Where sizes of 1 let both formats hold, other strides and the same memory: strides are what the operators go by.
+    """
+    if memory_format(t) == format:
+        return t
+    if format == torch.contiguous_format:
+        return t.contiguous().view(-1).view(t.shape)
+    last = t.movedim(1, -1)
+    return last.contiguous().view(-1).view(last.shape).movedim(-1, 1)
+
+
 def _operator(
     signature: str, geometry: type, shapes: Callable[..., Any], eager: Callable[..., Any], by: int
 ) -> Callable[..., Any]:

@@ -33,14 +33,14 @@ class MaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry = inputs[1]
+        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
-        return max_pool_scatter(g, ctx.saved_tensors[0], ctx.geometry), None
+        return max_pool_scatter(ops.arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
 
 
 class MaxPoolGather(Function):
@@ -56,7 +56,7 @@ class MaxPoolGather(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return max_pool_scatter(g, ctx.saved_tensors[0], ctx.geometry), None, None
+        return max_pool_scatter(ops.arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
 class MaxPoolScatter(Function):
@@ -72,7 +72,7 @@ class MaxPoolScatter(Function):
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return max_pool_gather(h, ctx.saved_tensors[0], ctx.geometry), None, None
+        return max_pool_gather(ops.arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
 class AvgPool(Function):
@@ -84,11 +84,11 @@ class AvgPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry = inputs[1]
+        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return avg_pool_grad(g, ctx.geometry), None
+        return avg_pool_grad(ops.arranged(g, ctx.format), ctx.geometry), None
 
 
 class AvgPoolGrad(Function):
@@ -100,15 +100,16 @@ class AvgPoolGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry = inputs[1]
+        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return avg_pool(h, ctx.geometry), None
+        return avg_pool(ops.arranged(h, ctx.format), ctx.geometry), None
 
 
 def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    _, offset, ctx.geometry = inputs
+    t, offset, ctx.geometry = inputs
+    ctx.format = ops.memory_format(t)
     ctx.save_for_backward(offset)
     ctx.save_for_forward(offset)
 
