@@ -1,0 +1,362 @@
+"""Max and average pooling against torch.nn.functional: values, indices, gradients, dtypes, layouts, formats."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from support import (
+    AVG_POOL,
+    DTYPES,
+    HALF,
+    LAYOUTS,
+    MAX_POOL,
+    POOL,
+    assert_close,
+    formats,
+    laid_out,
+    leaf,
+    on_paths,
+    ours,
+    rank_of,
+    reference,
+    torchs,
+)
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class Case(NamedTuple):
+    """Shape of the input, and the other arguments."""
+
+    input: tuple[int, ...]
+    arguments: dict[str, Any]
+
+
+# Both poolings take these.
+SHAPES = {
+    "plain": Case((2, 3, 6, 8), dict(kernel_size=2)),
+    "odd sizes": Case((1, 5, 7, 9), dict(kernel_size=3, stride=2)),
+    "one element": Case((2, 3, 1, 1), dict(kernel_size=1)),
+    "kernel of one": Case((2, 3, 4, 5), dict(kernel_size=1, stride=2)),
+    "kernel = input": Case((2, 3, 5, 4), dict(kernel_size=(5, 4))),
+    "kernel = padded input": Case((2, 3, 2, 2), dict(kernel_size=4, padding=1)),
+    "kernel per dimension": Case((2, 3, 6, 7), dict(kernel_size=(3, 2), stride=(1, 3), padding=(1, 0))),
+    "overlapping": Case((2, 3, 6, 7), dict(kernel_size=3, stride=1, padding=1)),
+    "stride > kernel": Case((2, 3, 9, 10), dict(kernel_size=2, stride=3)),
+    "stride > input": Case((2, 3, 4, 4), dict(kernel_size=2, stride=9)),
+    "padding": Case((2, 3, 5, 6), dict(kernel_size=4, stride=3, padding=2)),
+    "ceil_mode": Case((2, 3, 6, 7), dict(kernel_size=3, stride=2, ceil_mode=True)),
+    "ceil_mode, last window in the padding": Case((2, 3, 5, 5), dict(kernel_size=2, stride=2, padding=1, ceil_mode=True)),
+    "ceil_mode, stride > kernel": Case((2, 3, 7, 9), dict(kernel_size=2, stride=4, padding=1, ceil_mode=True)),
+    "ceil_mode, window beyond the padding": Case((1, 2, 6, 6), dict(kernel_size=4, stride=5, padding=2, ceil_mode=True)),
+    "sizes as lists": Case((2, 3, 6, 7), dict(kernel_size=[2, 3], stride=[], padding=[1])),
+    "empty batch": Case((0, 3, 5, 6), dict(kernel_size=2, padding=1)),
+    "unbatched": Case((3, 5, 6), dict(kernel_size=2, padding=1)),
+    "elements beyond a block": Case((3, 5, 17, 19), dict(kernel_size=3, stride=2, padding=1)),
+    "1d": Case((2, 3, 11), dict(kernel_size=3, stride=2, padding=1)),
+    "1d, ceil_mode": Case((2, 3, 10), dict(kernel_size=3, stride=2, ceil_mode=True)),
+    "1d, unbatched": Case((3, 8), dict(kernel_size=2)),
+    "1d, empty batch": Case((0, 3, 8), dict(kernel_size=2)),
+    "3d": Case((2, 2, 4, 5, 6), dict(kernel_size=(2, 3, 2), stride=(2, 1, 3), padding=(1, 1, 0))),
+    "3d, ceil_mode": Case((1, 2, 4, 5, 6), dict(kernel_size=2, stride=(3, 2, 3), ceil_mode=True)),
+    "3d, unbatched": Case((2, 3, 4, 5), dict(kernel_size=2)),
+    "3d, empty batch": Case((0, 2, 3, 4, 5), dict(kernel_size=2)),
+}
+MAX_CASES = SHAPES | {
+    "dilation": Case((2, 3, 8, 9), dict(kernel_size=3, dilation=2)),
+    "dilation per dimension": Case((2, 3, 8, 9), dict(kernel_size=(2, 3), dilation=(4, 2), stride=1, padding=(1, 1))),
+    "dilation, ceil_mode": Case((2, 3, 8, 9), dict(kernel_size=2, dilation=3, stride=3, padding=1, ceil_mode=True)),
+    "more taps than a byte counts": Case((1, 2, 19, 18), dict(kernel_size=17)),
+    "1d, dilation": Case((2, 3, 11), dict(kernel_size=3, dilation=3, padding=1)),
+    "3d, dilation": Case((1, 2, 5, 6, 7), dict(kernel_size=2, dilation=(1, 3, 2), stride=1)),
+}
+AVG_CASES = SHAPES | {
+    f"{name}, {option}={value}": case._replace(arguments=case.arguments | {option: value})
+    for name, case in SHAPES.items()
+    for option, value in (("count_include_pad", False), ("divisor_override", 5), ("divisor_override", -3))
+    if any(case.arguments.get(key) for key in ("padding", "ceil_mode")) or option == "divisor_override"
+    if not (name.startswith("1d") and option == "divisor_override")
+}
+CASES = {("max_pool", name): case for name, case in MAX_CASES.items()} | {
+    ("avg_pool", name): case for name, case in AVG_CASES.items()
+}
+ON_KERNELS = [
+    ("max_pool", "kernel per dimension"),
+    ("max_pool", "stride > kernel"),
+    ("max_pool", "dilation, ceil_mode"),
+    ("max_pool", "more taps than a byte counts"),
+    ("max_pool", "empty batch"),
+    ("max_pool", "1d, dilation"),
+    ("max_pool", "3d"),
+    ("max_pool", "3d, dilation"),
+    ("avg_pool", "kernel per dimension"),
+    ("avg_pool", "stride > kernel"),
+    ("avg_pool", "ceil_mode, window beyond the padding"),
+    ("avg_pool", "ceil_mode, window beyond the padding, count_include_pad=False"),
+    ("avg_pool", "padding, divisor_override=-3"),
+    ("avg_pool", "empty batch"),
+    ("avg_pool", "1d, ceil_mode, count_include_pad=False"),
+    ("avg_pool", "3d, count_include_pad=False"),
+]
+
+# For each function, the case that stands for it where something other than the shape varies.
+TYPICAL = {
+    "max_pool1d": Case((2, 3, 11), dict(kernel_size=3, stride=2, padding=1, dilation=2)),
+    "max_pool2d": Case((2, 3, 7, 6), dict(kernel_size=(3, 2), stride=2, padding=1, ceil_mode=True)),
+    "max_pool3d": Case((2, 2, 4, 5, 4), dict(kernel_size=(2, 3, 2), stride=(1, 2, 2), padding=1)),
+    "avg_pool1d": Case((2, 3, 11), dict(kernel_size=3, stride=2, padding=1, count_include_pad=False)),
+    "avg_pool2d": Case((2, 3, 7, 6), dict(kernel_size=(3, 2), stride=2, padding=1, ceil_mode=True)),
+    "avg_pool3d": Case((2, 2, 4, 5, 4), dict(kernel_size=(2, 3, 2), stride=(1, 2, 2), padding=1)),
+}
+TYPICAL_ON_KERNELS = ("max_pool2d", "avg_pool2d")
+
+
+def covering(name: str, arguments: dict[str, Any]) -> int:
+    """An upper bound of the numbers that a result or a gradient sums: the taps of a window."""
+    kernel = arguments["kernel_size"]
+    return torch.Size(kernel if isinstance(kernel, (tuple, list)) else (kernel,) * rank_of(name)).numel()
+
+
+def result_of(name: str, case: Case) -> Tensor:
+    """A random gradient of the result."""
+    return torch.randn(torchs(name)(torch.empty(case.input, device="meta"), **case.arguments).shape)
+
+
+def check(name: str, x: Tensor, arguments: dict[str, Any], device: torch.device, g: Tensor | None) -> None:
+    """Values, indices and the gradient for the gradient `g` of the result (None: of its sum) are torch's in float64."""
+    expected, gradients = reference(name, {"input": x}, g, **arguments)
+    leaf_x = leaf(x, device)
+    y = ours(name)(leaf_x, **arguments)
+    if g is None:
+        y.sum().backward()
+    else:
+        y.backward(g.to(device))
+    assert y.dtype is x.dtype
+    assert leaf_x.grad.dtype is x.dtype
+    assert y.device.type == device.type
+    assert_close(y, expected, covering(name, arguments), "output")
+    assert_close(leaf_x.grad, gradients["input"], covering(name, arguments), "gradient")
+    if name in MAX_POOL:
+        check_winners(name, x, arguments, device)
+
+
+def check_winners(name: str, x: Tensor, arguments: dict[str, Any], device: torch.device) -> None:
+    """Values equal torch's in every bit, and so do the indices."""
+    exact = x.double() if x.is_floating_point() else x.long() if name != "max_pool1d" else x.double()
+    expected, expected_index = torchs(name)(exact.contiguous(), return_indices=True, **arguments)
+    y, index = ours(name)(x.to(device), return_indices=True, **arguments)
+    assert index.dtype is torch.int64
+    torch.testing.assert_close(y.cpu(), expected.to(x.dtype), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(index.cpu(), expected_index)
+
+
+@pytest.mark.parametrize(("device", "case"), on_paths(CASES, ON_KERNELS), indirect=["device"])
+def test_matches_torch(device, case):
+    shape, arguments = CASES[case]
+    rank = next((rank for rank in ("1d", "3d") if case[1].startswith(rank)), "2d")
+    name = case[0] + rank
+    check(name, torch.randn(shape), arguments, device, result_of(name, CASES[case]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_dtypes(device, name, dtype):
+    case = TYPICAL[name]
+    check(name, torch.randn(case.input).to(dtype), case.arguments, device, result_of(name, case).to(dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_layout_of_gradient(device, name, layout):
+    case = TYPICAL[name]
+    check(name, torch.randn(case.input), case.arguments, device, laid_out(result_of(name, case), layout))
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_gradient_of_sum(device, name):
+    check(name, torch.randn(TYPICAL[name].input), TYPICAL[name].arguments, device, None)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "contiguous"])
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_layout_of_input(device, name, layout):
+    case = TYPICAL[name]
+    x, g = laid_out(torch.randn(case.input), layout), result_of(name, case)
+    expected, gradients = reference(name, {"input": x}, g, **case.arguments)
+    base = x.to(device).requires_grad_()
+    seen = laid_out(base, layout) if layout == "expanded" else base.view_as(base)
+    y = ours(name)(seen, **case.arguments)
+    (gradient,) = torch.autograd.grad(y, seen, g.to(device))
+    assert_close(y, expected, covering(name, case.arguments), "output")
+    assert_close(gradient, gradients["input"], covering(name, case.arguments), "gradient")
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(TYPICAL, TYPICAL_ON_KERNELS), indirect=["device"])
+def test_same_bits_every_time(device, name):
+    x, g = torch.randn(TYPICAL[name].input), result_of(name, TYPICAL[name]).to(device)
+
+    def run() -> list[Tensor]:
+        leaf_x = leaf(x, device)
+        y = ours(name)(leaf_x, **TYPICAL[name].arguments)
+        return [y.detach(), *torch.autograd.grad(y, leaf_x, g)]
+
+    assert all(map(torch.equal, run(), run()))
+
+
+# Shapes without a size of 1 but where noted, so that every tensor has one format alone.
+FORMAT_CASES = {
+    "max_pool2d": Case((2, 3, 6, 5), dict(kernel_size=3, stride=1, padding=1)),
+    "max_pool2d, one pixel": Case((2, 3, 6, 5), dict(kernel_size=(6, 5))),
+    "max_pool2d, one channel": Case((2, 1, 6, 5), dict(kernel_size=2)),
+    "max_pool3d": Case((2, 3, 4, 6, 5), dict(kernel_size=2)),
+    "avg_pool2d": Case((2, 3, 6, 5), dict(kernel_size=3, stride=1, padding=1)),
+    "avg_pool2d, one pixel": Case((2, 3, 6, 5), dict(kernel_size=(6, 5))),
+    "avg_pool3d": Case((2, 3, 4, 6, 5), dict(kernel_size=2)),
+}
+
+
+@pytest.mark.parametrize("gradient_layout", ["as the result", "contiguous", "channels_last", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("device", "case"), on_paths(FORMAT_CASES, ["max_pool2d", "avg_pool2d, one pixel"]), indirect=["device"]
+)
+def test_memory_format(device, case, layout, gradient_layout):
+    """Result, indices and gradient are channels_last exactly where torch's are, whatever the layout of the gradient."""
+    name = case.split(",")[0]
+    x = laid_out(torch.randn(FORMAT_CASES[case].input), layout)
+    results = []
+    # torch's avg_pool3d alone forgets the format; max_pool3d shows what it would be.
+    for function in (torchs(name.replace("avg_pool3d", "max_pool3d")), ours(name)):
+        leaf_x = leaf(x, device)
+        y = function(leaf_x, **FORMAT_CASES[case].arguments)
+        g = torch.ones_like(y)
+        if gradient_layout != "as the result":
+            g = laid_out(g, gradient_layout)
+        # Not `backward`: what accumulates into `.grad` is given the leaf's own strides.
+        (gradient,) = torch.autograd.grad(y, leaf_x, g)
+        results.append([formats(y), formats(gradient)])
+        if name in MAX_POOL:
+            results[-1].append(formats(function(leaf_x, return_indices=True, **FORMAT_CASES[case].arguments)[1]))
+    assert results[1] == results[0]
+
+
+# Max pooling: which element wins ---------------------------------------------------------------------------------------
+
+INF, NAN = float("inf"), float("nan")
+# Channels of twelve, pooled in 1 dimension as they are, in 2 as 3 × 4 and in 3 as 2 × 2 × 3.
+AWKWARD = {
+    "all equal": [7.0] * 12,
+    "ties": [1, 2, 2, 1, 2, 2, 1, 1, 2, 2, 1, 2],
+    "zeros of both signs": [0.0, -0.0, 0.0, -0.0, -0.0, 0.0, 0.0, -0.0, -0.0, -0.0, 0.0, 0.0],
+    "-inf alone": [-INF] * 12,
+    "-inf and a number": [-INF, -INF, -INF, -INF, -INF, -1e30, -INF, -INF, -INF, -INF, -INF, -INF],
+    "+inf": [INF, 1, INF, 2, -INF, INF, 3, INF, INF, 4, -INF, 5],
+    "a NaN": [1, 2, 3, 4, 5, NAN, 7, 8, 9, 8, 7, 6],
+    "NaN first": [NAN, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6],
+    "NaN and inf": [INF, NAN, -INF, INF, NAN, 1, NAN, INF, 2, -INF, INF, NAN],
+    "several NaN": [1, NAN, NAN, 4, NAN, 6, 7, NAN, 9, NAN, 7, 6],
+    "NaN alone": [NAN] * 12,
+    "negative alone": [-5, -4, -3, -9, -8, -7, -1, -2, -3, -6, -5, -4],
+}
+AWKWARD_SIZES = {"max_pool1d": (12,), "max_pool2d": (3, 4), "max_pool3d": (2, 2, 3)}
+AWKWARD_ARGUMENTS = {
+    "side by side": dict(kernel_size=2),
+    "overlapping, padded": dict(kernel_size=2, stride=1, padding=1),
+    "dilated, padded": dict(kernel_size=2, stride=1, padding=1, dilation=2),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+@pytest.mark.parametrize("arguments", AWKWARD_ARGUMENTS.values(), ids=AWKWARD_ARGUMENTS)
+@pytest.mark.parametrize(("device", "name"), on_paths(MAX_POOL, ["max_pool2d"]), indirect=["device"])
+def test_winners(device, name, arguments, dtype, layout):
+    """Ties, infinities and NaN: the same winner as torch's, and the gradient goes to it alone."""
+    x = torch.tensor(list(AWKWARD.values())).to(dtype).view(2, 6, *AWKWARD_SIZES[name])
+    x = laid_out(torch.cat([x, x.roll(1, dims=-1)]), layout)
+    check_winners(name, x, arguments, device)
+    g = torch.randn(torchs(name)(x, **arguments).shape, dtype=torch.float64).to(dtype)
+    _, gradients = reference(name, {"input": x}, g, **arguments)
+    leaf_x = leaf(x, device)
+    (gradient,) = torch.autograd.grad(ours(name)(leaf_x, **arguments), leaf_x, g.to(device))
+    assert_close(gradient, gradients["input"], 8)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize(("device", "name"), on_paths(MAX_POOL, ["max_pool2d"]), indirect=["device"])
+def test_winners_among_integers(device, name, dtype, layout):
+    """Ties in plenty, and the type's least value, which is no padding."""
+    info = torch.iinfo(dtype)
+    x = torch.randint(0, 4, TYPICAL[name].input).to(dtype)
+    x.flatten()[:: 2] = info.min
+    x.flatten()[-1] = info.max
+    check_winners(name, laid_out(x, layout), TYPICAL[name].arguments, device)
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(["max_pool2d"]), indirect=["device"])
+def test_window_without_input(device, name):
+    """Taps on either side of a small input: -inf wins, and no element receives the gradient."""
+    arguments = dict(kernel_size=(2, 1), stride=1, padding=(1, 0), dilation=(3, 1))
+    x = torch.randn(1, 2, 2, 5)
+    y = ours(name)(leaf_x := leaf(x, device), **arguments)
+    assert torch.equal(y.cpu(), torchs(name)(x, **arguments))
+    assert (y == -INF).all()
+    (gradient,) = torch.autograd.grad(y, leaf_x, torch.ones_like(y))
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(MAX_POOL, ["max_pool2d"]), indirect=["device"])
+def test_indices(device, name):
+    """As an option, as a function of its own, and as torch's unpooling reads them; they have no derivative."""
+    x = leaf(torch.randn(2, 3, *(6,) * rank_of(name)), device)
+    y, index = ours(name)(x, 2, return_indices=True)
+    other_y, other_index = ours(f"{name}_with_indices")(x, 2)
+    assert y.requires_grad
+    assert not index.requires_grad
+    assert torch.equal(y, other_y)
+    assert torch.equal(index, other_index)
+    assert torch.equal(x.detach().flatten(2).gather(2, index.flatten(2)), y.flatten(2))
+    unpool = torchs(name.replace("pool", "unpool"))
+    torch.use_deterministic_algorithms(False)
+    assert torch.equal(unpool(y, index, 2).flatten(2).gather(2, index.flatten(2)), y.flatten(2))
+
+
+# Average pooling: integers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [{}, {"count_include_pad": False}, {"divisor_override": 3}, {"divisor_override": -3}])
+@pytest.mark.parametrize(("device", "name"), on_paths(AVG_POOL, ["avg_pool2d"]), indirect=["device"])
+def test_average_of_integers(device, name, option):
+    """Towards zero, as C divides; beyond float64's 53 bits, too."""
+    if name == "avg_pool1d" and "divisor_override" in option:
+        option = {}
+    x = torch.randint(-9, 10, TYPICAL[name].input)
+    x.flatten()[0] = 2**53 + 1
+    arguments = TYPICAL[name].arguments | option
+    y = ours(name)(x.to(device), **arguments)
+    assert y.dtype is torch.int64
+    assert torch.equal(y.cpu(), torchs(name)(x, **arguments))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("device", "name"), on_paths(["avg_pool2d"]), indirect=["device"])
+def test_half_precision_sums_in_float32(device, name, dtype):
+    """A window of 400 ones sums to 400 ones; a sum kept in bfloat16 stops at 256, one of 4000 in float16 at 2048."""
+    x = torch.ones(1, 1, 64, 64, dtype=dtype)
+    assert ours(name)(x.to(device), 64).item() == 1
+
+
+@pytest.mark.parametrize("name", [*POOL, *(f"{name}_with_indices" for name in MAX_POOL)])
+def test_signature(name):
+    """Names, order and defaults of the arguments, from the first line of torch's documentation."""
+    signature = ", ".join(
+        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
+        for parameter in inspect.signature(ours(name)).parameters.values()
+    )
+    documented = torchs(name).__doc__.strip().splitlines()[0].removesuffix(" -> Tensor")
+    assert f"{name.removesuffix('_with_indices')}({signature})" == documented
