@@ -6,8 +6,8 @@ import os
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-import pytest
-import torch
+import pytest  # noqa: E402 - after the environment
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 if torch.cuda.is_available():
@@ -18,7 +18,7 @@ else:
     # Triton reads this when it is imported, which torch alone does not do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import torchconv
+import torchconv  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
