@@ -1,4 +1,4 @@
-"""What a compiled kernel's code tells without a GPU: registers, spills, shared memory, matrix instructions, access widths.
+"""What compiled code tells without a GPU: registers, spills, shared memory, matrix instructions, access widths.
 
     python -m benchmarks.static                              a table for every target, data type and kernel
     python -m benchmarks.static --targets sm_90 --dtypes float16 --json figures.json
@@ -32,7 +32,7 @@ class Figures:
 
     Attributes:
         registers: per thread.
-        spills: instructions that spill to or reload from local memory (NVIDIA), or spilled registers (AMD).
+        spills: instructions that spill to or reload from local memory (NVIDIA), or vector registers spilled (AMD).
         shared: bytes of shared memory per block.
         matrix: the matrix instruction in use, or "".
         body: instructions of the main loop: the innermost one that multiplies, else the longest; of the whole kernel,
@@ -129,7 +129,7 @@ def _amd(kernel: Any) -> Figures:
 
     return Figures(
         registers=count("vgpr_count"),
-        spills=count("vgpr_spill_count") + count("sgpr_spill_count"),
+        spills=count("vgpr_spill_count"),
         shared=kernel.metadata.shared,
         matrix=_commonest_matrix(instructions, _GCN_MATRIX),
         body=len(body),

@@ -209,7 +209,7 @@ def _report(
     launch = state.launch
     shape = np.broadcast_shapes(ptrs.data.shape, mask.data.shape)
     tagged = np.broadcast_to(ptrs.data, shape)
-    active = np.ascontiguousarray(np.broadcast_to(mask.data, shape))
+    active = np.broadcast_to(mask.data, shape).astype(bool)  # the interpreter makes integers of some conditions
     addresses = tagged & np.uint64((1 << _TAG_SHIFT) - 1)
     tags = np.unique(tagged[active] >> np.uint64(_TAG_SHIFT))
     if tags.size == 0:

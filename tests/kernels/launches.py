@@ -1,0 +1,115 @@
+"""Operands for launchers, the eager oracle in float64, and a check that fits what the tests run on."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import triton_kernels
+from torchconv.eager import conv as eager_conv
+from torchconv.geometry import ConvGeometry
+from triton_kernels import INTERPRETED
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+CONV = ("conv_fprop", "conv_dgrad", "conv_wgrad")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+__all__ = ["CONV", "DEVICE", "DTYPES", "Conv", "checking", "short"]
+
+
+class Conv(NamedTuple):
+    """A convolution: input [batch, channels, *size], weight [outputs, channels/groups, *kernel]."""
+
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] | str = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        x, w = (self.batch, self.channels, *self.size), (self.outputs, self.channels // self.groups, *self.kernel)
+        return ConvGeometry.of_conv(x, w, self.stride, self.padding, self.dilation, self.groups)
+
+    def operands(self, dtype: torch.dtype, device: torch.device | str = DEVICE) -> tuple[Tensor, Tensor, Tensor]:
+        """x, w and the gradient of the result."""
+        geometry = self.geometry
+        sizes = (
+            (self.batch, self.channels, *geometry.input),
+            (self.outputs, self.channels // self.groups, *geometry.kernel),
+            (self.batch, self.outputs, *geometry.output),
+        )
+        make = torch.empty if str(device) == "meta" else torch.randn
+        return tuple(make(size, device=device).to(dtype) for size in sizes)  # type: ignore[return-value]
+
+    def memory_format(self, channels_last: bool) -> torch.memory_format:
+        if not channels_last:
+            return torch.contiguous_format
+        return torch.channels_last if len(self.size) == 2 else torch.channels_last_3d
+
+    def terms(self, name: str) -> int:
+        """How many products one element of the launcher's result sums."""
+        taps = math.prod(self.kernel)
+        return {
+            "conv_fprop": self.channels // self.groups * taps,
+            "conv_dgrad": self.outputs // self.groups * taps,
+            "conv_wgrad": self.batch * math.prod(self.geometry.output),
+        }[name]
+
+    def launch(
+        self, name: str, x: Tensor, w: Tensor, g: Tensor, bias: Tensor | None, memory_format: torch.memory_format
+    ) -> list[Tensor]:
+        """The results of launcher `name`; `bias` is for fprop, its first entries for dgrad."""
+        return self._call(vars(triton_kernels)[name], name, x, w, g, bias, memory_format)
+
+    def exact(self, name: str, x: Tensor, w: Tensor, g: Tensor, bias: Tensor | None) -> list[Tensor]:
+        """The same by `torchconv.eager` in float64."""
+        function = getattr(eager_conv, name.removeprefix("conv_"))
+        x, w, g = (t.detach().cpu().double().contiguous() for t in (x, w, g))
+        bias = None if bias is None else bias.cpu().double()
+        return self._call(function, name, x, w, g, bias, torch.contiguous_format)
+
+    def _call(
+        self,
+        function: Callable[..., Tensor | tuple[Tensor, Tensor]],
+        name: str,
+        x: Tensor,
+        w: Tensor,
+        g: Tensor,
+        bias: Tensor | None,
+        memory_format: torch.memory_format,
+    ) -> list[Tensor]:
+        if name == "conv_wgrad":
+            return list(function(x, g, bias is not None, self.geometry, memory_format))
+        if name == "conv_fprop":
+            return [function(x, w, None if bias is None else bias[: self.outputs], self.geometry, memory_format)]
+        return [function(g, w, None if bias is None else bias[: self.channels], self.geometry, memory_format)]
+
+
+@contextlib.contextmanager
+def checking(overflow: bool = False) -> Iterator[Callable[[Tensor], None]]:
+    """Check what kernels do inside, where they are interpreted; yields a function that a result is to pass."""
+    if INTERPRETED:
+        from checked import checked
+
+        with checked(overflow) as checker:
+
+            def written(result: Tensor) -> None:
+                assert checker.unwritten(result) == 0
+
+            yield written
+    else:
+        yield lambda result: None
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

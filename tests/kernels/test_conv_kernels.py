@@ -1,0 +1,171 @@
+"""The convolution kernels, in every tile that they can be launched with, against tensor algebra in float64.
+
+Sizes are such that every grid axis has two programs or more and the last tile of every axis is partial.
+"""
+
+import importlib
+
+import pytest
+import torch
+from launches import CONV, DEVICE, DTYPES, Conv, checking, short
+from support import assert_close
+
+from triton_kernels import INTERPRETED, configs
+
+
+def tiles_of(name, dtype):
+    return (configs.GRADIENT_TILES if name == "conv_wgrad" else configs.PRODUCT_TILES)[dtype.itemsize]
+
+
+LAUNCHES = [
+    pytest.param(name, dtype, tile, id=f"{name}-{short(dtype)}-{'x'.join(map(str, tile))}")
+    for name in CONV
+    for dtype in DTYPES
+    for tile in tiles_of(name, dtype)
+]
+
+
+def two_tiles(name, tile, few):
+    """A convolution whose matrix product has two partial tiles along each axis, few or many channels to reduce over.
+
+    Twice 8 × (9 or 11) pixels: one output tile of rows or, for wgrad, the depth of a split's reduction.
+    """
+    if name == "conv_wgrad":
+        channels = tile.n // 4 + 1 if few else 17
+        return Conv(2, channels, tile.m + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1)
+    reduced, columns = (5 if few else tile.k + 4), tile.n + 3
+    channels, outputs = (reduced, columns) if name == "conv_fprop" else (columns, reduced)
+    return Conv(2, channels, outputs, (8, 9), (3, 2) if few else (1, 2), padding=1)
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("few", [True, False], ids=["few_channels", "many_channels"])
+@pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
+def test_every_tile(monkeypatch, name, dtype, tile, few):
+    monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
+    conv = two_tiles(name, tile, few)
+    x, w, g = conv.operands(dtype)
+    bias = torch.randn(max(conv.channels, conv.outputs), device=DEVICE).to(dtype)
+    with configs.forced(tile), checking() as written:
+        results = conv.launch(name, x, w, g, bias, conv.memory_format(channels_last=not few))
+        for result in results:
+            written(result)
+    for result, exact in zip(results, conv.exact(name, x, w, g, bias)):
+        assert result.dtype == dtype
+        assert_close(result, exact, conv.terms(name), name)
+
+
+GEOMETRIES = {
+    "1d": Conv(3, 4, 5, (40,), (3,), stride=2, padding=1),
+    "1d_dilated": Conv(3, 20, 5, (40,), (3,), padding=4, dilation=2),
+    "2d_pointwise": Conv(2, 17, 6, (7, 6), (1, 1)),
+    "2d_strided": Conv(2, 3, 4, (9, 8), (3, 2), stride=(2, 3), padding=(1, 0)),
+    "2d_stride_skips_pixels": Conv(2, 3, 4, (9, 8), (1, 2), stride=(3, 4)),
+    "2d_dilated_and_strided": Conv(2, 3, 4, (11, 12), (3, 3), stride=(2, 4), padding=3, dilation=(3, 2)),
+    "2d_grouped": Conv(2, 6, 9, (6, 7), (3, 3), padding=1, groups=3),
+    "2d_grouped_wide": Conv(1, 36, 40, (6, 5), (2, 2), stride=2, padding=1, groups=2),
+    "2d_depthwise": Conv(2, 5, 10, (6, 7), (3, 3), padding=1, groups=5),
+    "2d_same_even": Conv(2, 3, 4, (6, 7), (2, 4), padding="same"),
+    "2d_kernel_covers_input": Conv(3, 4, 5, (4, 3), (4, 3)),
+    "2d_more_padding_than_input": Conv(2, 3, 4, (2, 2), (3, 3), padding=5),
+    "3d": Conv(2, 3, 4, (5, 4, 3), (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 1)),
+}
+
+
+IN_FORMATS = [
+    pytest.param(conv, channels_last, id=f"{name}-{'channels_last' if channels_last else 'contiguous'}")
+    for name, conv in GEOMETRIES.items()
+    for channels_last in (False, True)
+    if not (channels_last and len(conv.size) == 1)  # torch has no such format
+]
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize(("conv", "channels_last"), IN_FORMATS)
+@pytest.mark.parametrize("name", CONV)
+def test_geometries(name, conv, channels_last):
+    x, w, g = conv.operands(torch.float32)
+    with checking() as written:
+        results = conv.launch(name, x, w, g, None, conv.memory_format(channels_last))
+        for result in results:
+            written(result)
+            if result.dim() > 1:
+                assert result.is_contiguous(memory_format=conv.memory_format(channels_last))
+    for result, exact in zip(results, conv.exact(name, x, w, g, None)):
+        assert_close(result, exact, conv.terms(name), name)
+
+
+@pytest.mark.parametrize("name", CONV)
+def test_offsets_of_64_bits(monkeypatch, name):
+    """The same values with the kernel's branch for big tensors, which no test can allocate."""
+    for module in CONV:
+        monkeypatch.setattr(importlib.import_module(f"triton_kernels.{module}"), "needs_int64", lambda *a, **k: True)
+    conv = Conv(2, 17, 6, (9, 8), (3, 2), stride=2, padding=1)
+    x, w, g = conv.operands(torch.float32)
+    bias = torch.randn(17, device=DEVICE)
+    with checking():
+        results = conv.launch(name, x, w, g, bias, torch.channels_last)
+    for result, exact in zip(results, conv.exact(name, x, w, g, bias)):
+        assert_close(result, exact, conv.terms(name), name)
+
+
+@pytest.mark.parametrize("name", CONV)
+def test_operands_of_any_strides(name):
+    """Views with gaps and reversed dimension orders, next to which lies NaN."""
+    conv = Conv(2, 3, 4, (5, 6), (3, 2), padding=1)
+    operands = conv.operands(torch.float32)
+    views = []
+    for t in operands:
+        wide = torch.full((*t.shape[::-1], 3), float("nan"), device=DEVICE)
+        wide[..., 1] = t.permute(*range(t.dim())[::-1])
+        views.append(wide[..., 1].permute(*range(t.dim())[::-1]))
+    with checking():
+        results = conv.launch(name, *views, None, torch.contiguous_format)
+    for result, exact in zip(results, conv.exact(name, *operands, None)):
+        assert_close(result, exact, conv.terms(name), name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=short)
+@pytest.mark.parametrize("name", CONV)
+def test_the_same_bits_every_time(name, dtype):
+    conv = Conv(3, 5, 6, (16, 15), (3, 3), padding=1)
+    x, w, g = conv.operands(dtype)
+    bias = torch.randn(6, device=DEVICE).to(dtype)
+    runs = [conv.launch(name, x, w, g, bias, torch.channels_last) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+def test_splits_add_up():
+    """Many pixels: more than one split of the length that is used outside tests."""
+    conv = Conv(3, 3, 4, (20, 19), (3, 3), padding=1)
+    assert configs.split(3 * 20 * 19, 4, 27, 1)[0] > 1
+    x, w, g = conv.operands(torch.float32)
+    bias = torch.randn(4, device=DEVICE)
+    with checking():
+        results = conv.launch("conv_wgrad", x, w, g, bias, torch.contiguous_format)
+    for result, exact in zip(results, conv.exact("conv_wgrad", x, w, g, bias)):
+        assert_close(result, exact, conv.terms("conv_wgrad"))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU rounds in hardware, if the user allows it to")
+@pytest.mark.parametrize("name", CONV)
+def test_tf32_rounds_the_operands_alone(monkeypatch, name):
+    from triton_kernels.interpreter import to_tf32
+
+    monkeypatch.setattr(importlib.import_module(f"triton_kernels.{name}"), "dot_precision", lambda x: "tf32")
+    conv = Conv(2, 3, 4, (9, 8), (3, 2), padding=1)
+    x, w, g = conv.operands(torch.float32)
+    results = conv.launch(name, x, w, g, None, torch.contiguous_format)
+    rounded = [torch.from_numpy(to_tf32(t.numpy())) for t in (x, w, g)]
+    for result, exact in zip(results, conv.exact(name, *rounded, None)):
+        assert_close(result, exact, conv.terms(name), name)
+
+
+@pytest.mark.parametrize("name", CONV)
+def test_no_samples_or_no_bias(name):
+    conv = Conv(0, 3, 4, (5, 6), (3, 3))
+    x, w, g = conv.operands(torch.float32)
+    with checking():
+        results = conv.launch(name, x, w, g, torch.ones(4, device=DEVICE), torch.contiguous_format)
+    for result, exact in zip(results, conv.exact(name, x, w, g, torch.ones(4))):
+        assert torch.equal(result.cpu().double(), exact)
