@@ -87,8 +87,8 @@ def load(name: str, data_dir: Path, limit_train: int | None = None) -> Dataset:
         learn, test = (_checked(Split(*part), name, classes) for part in parts)
     validation, train = learn.divide(VALIDATION_FRACTION)
     train = train[:limit_train]
-    if not len(train) or not len(test):
-        raise UserError(f"{name} has {len(train)} training and {len(test)} test images: too few to train and to judge")
+    if not len(train):
+        raise UserError(f"{name} has {len(learn)} training images: too few for a training and a validation part")
     # Channel by channel, as the whole of CIFAR-10 in float32 would be 600 MB; an image set of one colour has no spread.
     channels = [train.images[:, channel].float() for channel in range(train.images.shape[1])]
     mean = tuple(channel.mean().item() for channel in channels)
@@ -114,7 +114,7 @@ def _checked(split: Split, name: str, classes: tuple[str, ...]) -> Split:
         raise UserError(f"{name} has {len(images)} images but {len(labels)} labels")
     if images.shape[2:] not in ((28, 28), (32, 32)):
         raise UserError(f"{name} has images of {images.shape[2]} by {images.shape[3]} pixels; expected 28 or 32")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise UserError(f"{name} has the label {int(labels.max())}; expected 0 to {len(classes) - 1}")
     return split
 
@@ -142,9 +142,7 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as stored."""
-        for start in range(0, len(self.labels), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            yield self._normalised(self.images[chosen]), self.labels[chosen]
+        return self._batches(self.images, self.labels)
 
     def shuffled(self, seed: int, epoch: int, shift: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in random order, each moved by up to `shift` pixels along both axes.
@@ -157,15 +155,14 @@ class Batches:
         count, device = len(self.labels), self.images.device
         order = torch.randperm(count, generator=generator).to(device)
         moves = torch.randint(2 * shift + 1, (count, 2), generator=generator).to(device)
-        for start in range(0, count, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            images = self.images[chosen]
-            if shift:
-                images = _moved(images, moves[chosen], shift)
-            yield self._normalised(images), self.labels[chosen]
+        # For the whole epoch at once: as bytes this is small, and a step waits for no more than its normalisation.
+        images, labels = _moved(self.images[order], moves, shift), self.labels[order]
+        yield from self._batches(images, labels)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        return images.float().sub_(self.mean).div_(self.std)
+    def _batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(labels), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            yield (images[chosen] - self.mean) / self.std, labels[chosen]
 
 
 def _moved(images: Tensor, move: Tensor, shift: int) -> Tensor:

@@ -38,6 +38,8 @@ def _figure(width: float, height: float) -> Figure:
 
 def learning_curves(steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]]) -> Figure:
     """Loss of every step and of every epoch, and validation accuracy with the epoch whose weights were kept."""
+    from matplotlib.ticker import LogLocator
+
     figure = _figure(10, 4)
     loss, accuracy = figure.subplots(1, 2)
     ends = [event["epoch"] for event in epochs]
@@ -50,17 +52,16 @@ def learning_curves(steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str, 
     loss.plot(ends, [event["loss"] for event in epochs], color=BLUE, marker=".", label="training, mean of the epoch")
     loss.plot(ends, [event["validation_loss"] for event in epochs], color=ORANGE, marker=".", label="validation")
     loss.set(xlabel="epoch", ylabel="cross-entropy", title="Loss", yscale="log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a short run may span less than a decade
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.minorticks_off()
     loss.legend(frameon=False)
 
     best = [event for event in epochs if event["best"]][-1]
     accuracy.plot(ends, [100 * event["validation_accuracy"] for event in epochs], color=ORANGE, marker=".")
     accuracy.plot(best["epoch"], 100 * best["validation_accuracy"], "o", color=ORANGE, markersize=9, fillstyle="none")
-    accuracy.annotate(
-        f"kept: {100 * best['validation_accuracy']:.2f} %",
-        (best["epoch"], 100 * best["validation_accuracy"]),
-        xytext=(0, -22), textcoords="offset points", ha="right", color=ORANGE,
-    )  # fmt: skip
-    accuracy.set(xlabel="epoch", ylabel="%", title="Validation accuracy")
+    title = f"Validation accuracy: {100 * best['validation_accuracy']:.2f} % kept, of epoch {best['epoch']}"
+    accuracy.set(xlabel="epoch", ylabel="%", title=title)
     for axes in (loss, accuracy):
         axes.set_xlim(0, 1.02 * ends[-1])
         axes.grid(color=GREY, alpha=0.2)
@@ -103,7 +104,7 @@ def first_layer_filters(weight: Tensor) -> Figure:
     count = len(filters)
     columns = min(count, 6)
     rows = math.ceil(count / columns)
-    figure = _figure(1.5 * columns + 0.9, 1.6 * rows + 0.2)
+    figure = _figure(1.5 * columns + 0.9, 1.8 * rows + 0.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
