@@ -101,6 +101,7 @@ def train(args: argparse.Namespace) -> None:
         run.log({
             "event": "epoch", "epoch": epoch, "loss": loss, "validation_loss": validation_loss,
             "validation_accuracy": accuracy, "best": is_best, "images_per_second": speed,
+            "next_lr": scheduler.get_last_lr()[0],
         })  # fmt: skip
         print(
             f"epoch {epoch:>{len(str(args.epochs))}}/{args.epochs}   loss {loss:.4f}   "
@@ -196,7 +197,7 @@ def number(kind: Callable[[str], Number], least: float, below: float = math.inf)
 
 def folder_name(text: str) -> str:
     """An argparse type: the name of one folder, not a path."""
-    if text != Path(text).name or text == "..":
+    if text in ("", "..") or text != Path(text).name:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
     return text
 
