@@ -340,7 +340,7 @@ def test_batch_in_chunks(name, chunk, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
 def test_autocast(name, dtype):
-    """Convolutions cast as torch's: float16 and float32 to bfloat16, float64 not.  Gradients have the type of their leaf."""
+    """Convolutions cast as torch's: float16 and float32 to bfloat16, float64 not.  Gradients keep their leaf's type."""
     case = TYPICAL[name]
     tensors = operands(name, case, dtype)
     results = []
