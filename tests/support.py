@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchconv import functional
 
@@ -114,3 +116,51 @@ def formats(t: Tensor) -> tuple[bool, bool]:
     """Whether a tensor is contiguous, and whether it is channels_last: both, where a size of 1 leaves that open."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(t.dim(), torch.contiguous_format)
     return t.is_contiguous(), t.is_contiguous(memory_format=last)
+
+
+def example(name: str, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A small call of any function of this package: its tensors, and its other arguments."""
+    rank = int(re.search(r"(\d)d", name)[1])
+    x = torch.randn(3, 4, *(5, 7, 6)[:rank], dtype=dtype)
+    if "pool" in name:
+        return {"input": x}, {"output_size": (3, 2, 4)[:rank]} if "adaptive" in name else {
+            "kernel_size": 3,
+            "padding": 1,
+        }
+    kernel = (3, 2, 2)[:rank]
+    sizes = (4, 3, *kernel) if "transpose" in name else (6, 2, *kernel)
+    weight, bias = torch.randn(sizes, dtype=dtype), torch.randn(6, dtype=dtype)
+    return {"input": x, "weight": weight, "bias": bias}, {"stride": 2, "padding": 1, "groups": 2}
+
+
+class Recorder(TorchDispatchMode):
+    """Records every operator that runs, also inside the operators of this package.
+
+    A dispatch mode sees a custom operator as one call.  Here its implementation is called directly, with the mode on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((operator, args))
+        if operator.namespace in ("aten", "prim"):
+            return operator(*args, **(kwargs or {}))
+        key = next(a.device.type for a in args if isinstance(a, Tensor)).upper()
+        with self:
+            return operator.redispatch(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key)), *args)
+
+    @property
+    def names(self) -> list[str]:
+        return [operator.name() for operator, _ in self.calls]
+
+    @property
+    def ours(self) -> list[str]:
+        """Names of the operators of this package that ran."""
+        return [name.removeprefix("torchconv::") for name in self.names if name.startswith("torchconv::")]
+
+    @property
+    def forbidden(self) -> list[str]:
+        """The convolutions and poolings of any other library that ran."""
+        return [name for name in self.names if re.search("conv|pool|im2col|col2im", name) and "torchconv::" not in name]

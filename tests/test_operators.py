@@ -1,0 +1,232 @@
+"""Which operators run; that nobody computes what nobody asked for; what torch's checks and its compiler say of them."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import CONV, CONV_TRANSPOSE, MAX_POOL, Recorder, example, laid_out, leaf, on_paths, ours
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import torchconv
+from torchconv import functional
+
+FUNCTIONS = functional.__all__
+ON_KERNELS = [name for name in FUNCTIONS if "2d" in name and "indices" not in name]
+OPERATORS = sorted(
+    name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("torchconv::")
+)
+
+
+def run(name: str, tensors: dict[str, Tensor], arguments: dict[str, object], order: int = 0, function=None) -> Tensor:
+    """Call a function, and differentiate `order` times; the result of the last step."""
+    y = (function or ours(name))(**tensors, **arguments)
+    y = y[0] if isinstance(y, tuple) else y
+    for step in range(order):
+        # Of a sine: every derivative depends on all factors, and none is large.
+        gradients = torch.autograd.grad(y.sin().sum(), list(tensors.values()), create_graph=step + 1 < order)
+        y = sum(g.sin().sum() for g in gradients)
+    return y
+
+
+def leaves(name: str, device: torch.device | str = "cpu", layout: str = "contiguous") -> dict[str, Tensor]:
+    tensors, _ = example(name)
+    return {key: leaf(laid_out(t, layout) if t.dim() > 2 else t, device) for key, t in tensors.items()}
+
+
+# Which operators run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "name"), on_paths(FUNCTIONS, ON_KERNELS), indirect=["device"])
+def test_no_other_convolution_or_pooling_runs(device, name):
+    """Forward, backward and double backward run operators of this package, and no convolution or pooling of aten's."""
+    with Recorder() as recorder:
+        run(name, leaves(name, device), example(name)[1], order=2)
+    assert recorder.ours
+    assert not recorder.forbidden
+    assert len(recorder.names) > 2 * len(recorder.ours)  # it has looked inside
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_recorder_sees_torchs(name):
+    """What the test above would record if torch did the work."""
+    with Recorder() as recorder:
+        run(name, leaves(name), example(name)[1], order=1, function=getattr(F, name))
+    assert len(recorder.forbidden) >= 2  # forward and backward
+    assert not recorder.ours
+
+
+def test_recorder_sees_inside_operators():
+    """An operator that quietly calls torch's convolution is caught."""
+    library = torch.library.Library("torchconv_test", "DEF")
+    library.define("sly(Tensor x, Tensor w) -> Tensor")
+    library.impl("sly", F.conv2d, "CPU")
+    x, w = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 2, 2)
+    with Recorder() as recorder:
+        torch.ops.torchconv_test.sly(x, w)
+    assert recorder.names[0] == "torchconv_test::sly"
+    assert any("aten::conv" in name for name in recorder.forbidden)
+    library._destroy()
+
+
+# What is computed, and what is kept ----------------------------------------------------------------------------------
+
+# For each function, the operators of its forward pass, of its input's gradient and of its weight's.
+PRODUCTS = dict.fromkeys(CONV, ("conv_fprop", "conv_dgrad", "conv_wgrad")) | dict.fromkeys(
+    CONV_TRANSPOSE, ("conv_dgrad", "conv_fprop", "conv_wgrad")
+)
+
+
+@pytest.mark.parametrize(
+    "asked", [(), ("bias",), ("input",), ("weight",), ("input", "weight"), ("input", "weight", "bias")]
+)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_gradients_that_nobody_asked_for(name, asked):
+    tensors = {key: t.requires_grad_(key in asked) for key, t in leaves(name).items()}
+    with Recorder() as recorder:
+        y = ours(name)(**tensors, **example(name)[1])
+        if asked:
+            y.sum().backward()
+    forward, of_input, of_weight = PRODUCTS[name]
+    expected = [forward] + [of_input] * ("input" in asked) + [of_weight] * ("weight" in asked)
+    assert recorder.ours == expected
+    assert all((t.grad is not None) == (key in asked) for key, t in tensors.items())
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_no_backward_without_gradients(name):
+    """The double backward pass of a loss in which the first gradient is constant runs nothing more."""
+    tensors = leaves(name)
+    y = ours(name)(**tensors, **example(name)[1])
+    (gradient,) = torch.autograd.grad(y.sum(), tensors["input"], create_graph=True)
+    with Recorder() as recorder:
+        (second,) = torch.autograd.grad(gradient.sum(), tensors["weight"])
+    assert recorder.ours == ["conv_wgrad"]
+    assert second.shape == tensors["weight"].shape
+
+
+def saved(name: str, asked: tuple[str, ...]) -> list[tuple[torch.Size, torch.dtype]]:
+    """Shape and type of what the forward pass keeps for the backward pass."""
+    kept = []
+
+    def pack(t: Tensor) -> Tensor:
+        kept.append((t.shape, t.dtype))
+        return t
+
+    tensors = {key: t.requires_grad_(key in asked) for key, t in leaves(name).items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        ours(name)(**tensors, **example(name)[1])
+    return kept
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_factors_kept_for_backward(name):
+    """A factor is kept for the other one's gradient alone."""
+    shapes = {key: t.shape for key, t in example(name)[0].items()}
+    assert saved(name, ("bias",)) == []
+    assert saved(name, ("input",)) == [(shapes["weight"], torch.float32)]
+    assert saved(name, ("weight", "bias")) == [(shapes["input"], torch.float32)]
+    assert len(saved(name, ("input", "weight", "bias"))) == 2
+
+
+@pytest.mark.parametrize("name", MAX_POOL)
+def test_one_byte_per_window_kept_for_backward(name):
+    y = ours(name)(**example(name)[0], **example(name)[1])
+    assert saved(name, ("input",)) == [(y.shape, torch.uint8)]
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "avg" in name])
+def test_averages_keep_nothing_for_backward(name):
+    assert saved(name, ("input",)) == []
+
+
+# What torch says of the operators ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def recorded_calls(layout: str, rank: int) -> list[tuple[Any, tuple[Any, ...]]]:
+    """One call of every operator for every function that uses it, as that function makes it."""
+    calls = {}
+    for name in FUNCTIONS:
+        if f"{rank}d" in name:
+            with torchconv.backend("eager"), Recorder() as recorder:
+                run(name, leaves(name, layout=layout), example(name)[1], order=2)
+            for operator, args in recorder.calls:
+                if operator.namespace == "torchconv":
+                    detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+                    calls[name.split("_")[0], operator] = (operator, detached)
+    return list(calls.values())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_opcheck(rank, layout):
+    """Schemas, shapes and strides of traced tensors, and dispatch through AOTAutograd, as torch.library checks them."""
+    calls = recorded_calls(layout, rank)
+    assert sorted({operator._opname for operator, _ in calls}) == OPERATORS
+    for operator, args in calls:
+        torch.library.opcheck(operator, args)
+
+
+@pytest.mark.parametrize(("device", "operator"), on_paths(OPERATORS, OPERATORS), indirect=["device"])
+def test_traced_shape_is_the_real_one(device, operator):
+    """Shape, type and strides of every result, in both memory formats."""
+    for layout in ("contiguous", "channels_last"):
+        overload, args = next(call for call in recorded_calls(layout, 2) if call[0]._opname == operator)
+        results = []
+        for place in (device, "meta"):
+            result = overload(*(a.to(place) if isinstance(a, Tensor) else a for a in args))
+            results.append(
+                [(t.shape, t.dtype, t.stride()) for t in ((result,) if isinstance(result, Tensor) else result)]
+            )
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiles(name):
+    """One graph without breaks, and torch's compiler differentiates it."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda tensors, arguments: ours(name)(**tensors, **arguments), backend=counter, fullgraph=True
+    )
+    tensors, arguments = leaves(name), example(name)[1]
+    expected, y = ours(name)(**tensors, **arguments), compiled(tensors, arguments)
+    y, expected = (t[0] if isinstance(t, tuple) else t for t in (y, expected))
+    g = torch.randn_like(y)
+    values = list(tensors.values())
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y, values, g), torch.autograd.grad(expected, values, g))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiles_for_any_batch_and_image(name):
+    """One graph serves every batch and image size; it is an error here if tracing fixes one of them."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    tensors, arguments = leaves(name), example(name)[1]
+    compiled = torch.compile(lambda tensors: ours(name)(**tensors, **arguments), backend=counter, fullgraph=True)
+    for larger in (0, 1, 4):
+        batch, channels, *size = tensors["input"].shape
+        x = torch.randn(batch + larger, channels, *(n + larger for n in size), requires_grad=True)
+        torch._dynamo.mark_dynamic(x, (0, *range(2, x.dim())))
+        tensors["input"] = x
+        expected, y = ours(name)(**tensors, **arguments), compiled(tensors)
+        y, expected = (t[0] if isinstance(t, tuple) else t for t in (y, expected))
+        values = list(tensors.values())
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(y.pow(2).sum(), values), torch.autograd.grad(expected.pow(2).sum(), values)
+        )
+    assert counter.frame_count == 1
+
+
+def test_inference_mode():
+    x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
+    with torch.inference_mode():
+        y = ours("conv2d")(x, w)
+    assert y.is_inference()
+    assert torch.equal(y, ours("conv2d")(x, w))
