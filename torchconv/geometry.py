@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 Ints = tuple[int, ...]
 
@@ -154,6 +155,36 @@ class ConvGeometry:
         return ConvGeometry(result, size, kernel, strides, lower, dilations, groups)
 
 
+class Axis(NamedTuple):
+    """One spatial dimension of a pooling: window `o` holds positions start(o) + k·dilation for k = 0, 1, …, kernel − 1.
+
+    Adaptive windows divide the input evenly, and are of different lengths: window `o` holds the positions from
+    ⌊o·input/output⌋ up to ⌈(o + 1)·input/output⌉; none is longer than `kernel`.
+    """
+
+    input: int
+    output: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    adaptive: bool
+
+    def start(self, o: int) -> int:
+        return o * self.input // self.output if self.adaptive else o * self.stride - self.padding
+
+    def first_tap(self, o: int) -> int:
+        """The first tap of window `o` that does not lie below index 0."""
+        return max(0, -(self.start(o) // self.dilation))
+
+    def taps_between(self, o: int, low: int, high: int) -> int:
+        """How many taps of window `o` lie in low ≤ position < high."""
+        start = self.start(o)
+        stop = min(high, -(-(o + 1) * self.input // self.output)) if self.adaptive else high
+        first, last = max(0, -((start - low) // self.dilation)), min(self.kernel, -((start - stop) // self.dilation))
+        return max(0, last - first)
+
+
 @dataclass(frozen=True)
 class PoolGeometry:
     """How a pooling's sizes fit together.
@@ -161,6 +192,7 @@ class PoolGeometry:
     Attributes:
         input, output: spatial sizes, `rank` integers each.
         kernel, stride, padding, dilation: per spatial dimension; `padding` is the padding on either side.
+        adaptive: whether the windows divide the input evenly (see `Axis`) instead of standing at regular steps.
     """
 
     input: Ints
@@ -169,6 +201,7 @@ class PoolGeometry:
     stride: Ints
     padding: Ints
     dilation: Ints
+    adaptive: bool
 
     @property
     def rank(self) -> int:
@@ -176,15 +209,40 @@ class PoolGeometry:
 
     @property
     def taps(self) -> int:
-        """Number of elements of a window."""
+        """Number of elements of a window, of the largest if they differ."""
         return math.prod(self.kernel)
 
-    def first_taps(self) -> list[list[int]]:
-        """For each dimension, the first tap of each window that does not lie below index 0."""
-        return [
-            [max(0, -((o * s - p) // d)) for o in range(n)]
-            for n, s, p, d in zip(self.output, self.stride, self.padding, self.dilation)
-        ]
+    @property
+    def axes(self) -> list[Axis]:
+        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
+        return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
+
+    @staticmethod
+    def of_adaptive(input: Sequence[int], rank: int, output_size: int | Sequence[int | None] | None) -> PoolGeometry:
+        """Geometry of adaptive pooling an input of shape [N, C, *] to `output_size`; None keeps a size.
+
+        Windows of one length are those of ordinary pooling, and described as such.
+
+        Raises:
+            RuntimeError: a size is negative or empty, or there are too many.
+        """
+        size = tuple(input[2:])
+        wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * rank
+        if len(wanted) != rank:
+            raise RuntimeError(f"output_size must be a single int or {rank} ints, but got output_size={output_size}")
+        output = tuple(i if o is None else o for i, o in zip(size, wanted))
+        if min(output) < 0:
+            raise RuntimeError(f"elements of output_size must be greater than or equal to 0, but got {output_size}")
+        if any(n <= 0 for n in size):
+            raise RuntimeError(
+                f"expected input to have non-zero size for non-batch dimensions, but got input of size {list(input)}"
+            )
+        ones, zeros = (1,) * rank, (0,) * rank
+        if all(o > 0 and i % o == 0 for i, o in zip(size, output)):
+            step = tuple(i // o for i, o in zip(size, output))
+            return PoolGeometry(size, output, step, step, zeros, ones, False)
+        kernel = tuple(_longest(i, o) if o else 1 for i, o in zip(size, output))
+        return PoolGeometry(size, output, kernel, ones, zeros, ones, True)
 
     @staticmethod
     def of_pool(
@@ -235,7 +293,7 @@ class PoolGeometry:
                 f"output size is too small: input {_by(size)} with kernel_size={kernel}, stride={strides}, "
                 f"padding={lower} and dilation={dilations} would give {_by(output)}"
             )
-        return PoolGeometry(size, output, kernel, strides, lower, dilations)
+        return PoolGeometry(size, output, kernel, strides, lower, dilations, False)
 
 
 @dataclass(frozen=True)
@@ -256,12 +314,33 @@ class AvgGeometry(PoolGeometry):
         With `count_include_pad` all taps up to the end of the upper padding count (under `ceil_mode` the last window
         can reach beyond it), else only those inside the input.  At least 1, so that an empty window averages to 0.
         """
-        result = []
-        for i, o, k, s, p, d in zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation):
-            low, high = (-p, i + p) if self.count_include_pad else (0, i)
-            starts = range(-p, -p + o * s, s)
-            result.append([max(1, sum(low <= start + t * d < high for t in range(k))) for start in starts])
-        return result
+
+        def count(axis: Axis, o: int) -> int:
+            pad = axis.padding if self.count_include_pad else 0
+            return max(1, axis.taps_between(o, -pad, axis.input + pad))
+
+        return [[count(axis, o) for o in range(axis.output)] for axis in self.axes]
+
+
+@dataclass(frozen=True)
+class FractionalGeometry:
+    """A pooling whose windows of size `kernel` stand at positions of their own in every sample and channel."""
+
+    input: Ints
+    output: Ints
+    kernel: Ints
+
+
+@dataclass(frozen=True)
+class IndexGeometry:
+    """A spatial size that flat positions point into."""
+
+    input: Ints
+
+
+def _longest(size: int, output: int) -> int:
+    """No window ⌊o·size/output⌋ … ⌈(o + 1)·size/output⌉ is longer: a whole step and an overhang on either side."""
+    return size // output + min(2, size % output)
 
 
 def _pooled(size: int, extent: int, stride: int, padding: int, ceil_mode: bool) -> int:

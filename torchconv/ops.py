@@ -20,56 +20,29 @@ from torch import Tensor
 
 from torchconv.backend import current_backend, interpreted_kernels
 from torchconv.eager import conv as eager_conv
+from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager_pool
-from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, ConvGeometry, FractionalGeometry, IndexGeometry, PoolGeometry, fields_of
+from torchconv.layout import memory_format
 
 _LIBRARY = torch.library.Library("torchconv", "DEF")
 _SIZES = "SymInt[] input, SymInt[] output, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _FIELDS: dict[type, str] = {
     ConvGeometry: f"{_SIZES}, SymInt groups",
-    PoolGeometry: _SIZES,
-    AvgGeometry: f"{_SIZES}, bool count_include_pad, SymInt divisor",
+    PoolGeometry: f"{_SIZES}, bool adaptive",
+    AvgGeometry: f"{_SIZES}, bool adaptive, bool count_include_pad, SymInt divisor",
+    FractionalGeometry: "SymInt[] input, SymInt[] output, SymInt[] kernel",
+    IndexGeometry: "SymInt[] input",
 }
 
 
-def is_channels_last(t: Tensor) -> bool:
-    """Whether the strides of a 4-D or 5-D tensor order its dimensions as N, *spatial, C: torch's own rule.
-
-    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say.
-    """
-    if t.dim() not in (4, 5):
-        return False
-    least = 0
-    for dim in (1, *range(t.dim() - 1, 1, -1), 0):
-        if t.shape[dim] == 0 or t.stride(dim) < least or (dim == 0 and least == t.stride(1)):
-            return False
-        least = t.stride(dim) * max(t.shape[dim], 1)
-    return True
-
-
-def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """The format of a result of these tensors: channels_last if one of them is."""
-    for t in tensors:
-        if is_channels_last(t):
-            return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
-    return torch.contiguous_format
-
-
-def arranged(t: Tensor, format: torch.memory_format) -> Tensor:
-    """The values of `t` in a memory format: `t` itself if it is in it.
-
-    Where sizes of 1 let both formats hold, other strides and the same memory: strides are what the operators go by.
-    """
-    if memory_format(t) == format:
-        return t
-    if format == torch.contiguous_format:
-        return t.contiguous().view(-1).view(t.shape)
-    last = t.movedim(1, -1)
-    return last.contiguous().view(-1).view(last.shape).movedim(-1, 1)
-
-
 def _operator(
-    signature: str, geometry: type, shapes: Callable[..., Any], eager: Callable[..., Any], by: int
+    signature: str,
+    geometry: type,
+    shapes: Callable[..., Any],
+    eager: Callable[..., Any],
+    by: int,
+    algebra: bool = False,
 ) -> Callable[..., Any]:
     """Define `torchconv::name`, and return a function that calls it.
 
@@ -79,6 +52,7 @@ def _operator(
         shapes: what the operator returns, for tensors without data.
         eager: the implementation for CPU; `triton_kernels` has one of the operator's name for GPUs.
         by: how many leading tensors decide the memory format of the result.
+        algebra: `eager` is for GPUs too, because sorting and indexing are what torch does best there.
     """
     name, rest = signature.split("(", 1)
     arguments, result = rest.split(") -> ")
@@ -94,11 +68,13 @@ def _operator(
 
     def on_gpu(*args: Any) -> Any:
         with _types_as_given("cuda"):
+            if algebra:
+                return eager(*args)
             return getattr(importlib.import_module("triton_kernels"), name)(*args)
 
     def on_cpu(*args: Any) -> Any:
         with _types_as_given("cpu"):
-            if current_backend() == "triton":
+            if current_backend() == "triton" and not algebra:
                 return getattr(interpreted_kernels(), name)(*args)
             return eager(*args)
 
@@ -149,6 +125,17 @@ def _max_pool_shape(x: Tensor, geometry: PoolGeometry, format: torch.memory_form
     return _empty(x, size, format), _empty(x, size, format, eager_pool.offset_dtype(geometry))
 
 
+def _fractional_shape(
+    x: Tensor, starts: Tensor, geometry: FractionalGeometry, format: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    size = (*x.shape[:2], *geometry.output)
+    return _empty(x, size, format), _empty(x, size, format, torch.int64)
+
+
+def _index_shape(x: Tensor, index: Tensor, geometry: IndexGeometry, format: torch.memory_format) -> Tensor:
+    return _empty(x, index.shape, format)
+
+
 def _output_shape(x: Tensor, *args: Any) -> Tensor:
     geometry, format = args[-2:]
     return _empty(x, (*x.shape[:2], *geometry.output), format)
@@ -183,3 +170,38 @@ avg_pool = _operator("avg_pool(Tensor x) -> Tensor", AvgGeometry, _output_shape,
 avg_pool_grad = _operator(
     "avg_pool_grad(Tensor g) -> Tensor", AvgGeometry, _input_shape, eager_pool.avg_pool_grad, by=1
 )
+
+fractional_max_pool = _operator(
+    "fractional_max_pool(Tensor x, Tensor starts) -> (Tensor, Tensor)",
+    FractionalGeometry,
+    _fractional_shape,
+    eager_indexed.fractional_max_pool,
+    by=1,
+)
+index_gather = _operator(
+    "index_gather(Tensor x, Tensor index) -> Tensor",
+    IndexGeometry,
+    _index_shape,
+    eager_indexed.index_gather,
+    by=1,
+    algebra=True,
+)
+index_scatter = _operator(
+    "index_scatter(Tensor g, Tensor index) -> Tensor",
+    IndexGeometry,
+    _input_shape,
+    eager_indexed.index_scatter,
+    by=1,
+    algebra=True,
+)
+max_unpool = _operator(
+    "max_unpool(Tensor x, Tensor index) -> Tensor",
+    IndexGeometry,
+    _input_shape,
+    eager_indexed.max_unpool,
+    by=1,
+    algebra=True,
+)
+
+# No operator: elementwise on every device, and so that tracing and vmap see through it.
+winner_index = eager_pool.winner_index

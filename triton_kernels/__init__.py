@@ -12,6 +12,7 @@ from triton_kernels.conv_wgrad import conv_wgrad
 from triton_kernels.interpreter import repair
 from triton_kernels.launch import INTERPRETED
 from triton_kernels.pool_avg import avg_pool, avg_pool_grad
+from triton_kernels.pool_fractional import fractional_max_pool
 from triton_kernels.pool_max import max_pool, max_pool_gather, max_pool_scatter
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "conv_dgrad",
     "conv_fprop",
     "conv_wgrad",
+    "fractional_max_pool",
     "max_pool",
     "max_pool_gather",
     "max_pool_scatter",

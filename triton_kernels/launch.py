@@ -45,27 +45,45 @@ class ConvGeometry(Geometry, Protocol):
     def groups(self) -> int: ...
 
 
-class AvgGeometry(Geometry, Protocol):
+class PoolGeometry(Geometry, Protocol):
+    @property
+    def adaptive(self) -> bool: ...
+
+
+class AvgGeometry(PoolGeometry, Protocol):
     @property
     def count_include_pad(self) -> bool: ...
     @property
     def divisor(self) -> int: ...
 
 
+class FractionalGeometry(Protocol):
+    @property
+    def input(self) -> Sequence[int]: ...
+    @property
+    def output(self) -> Sequence[int]: ...
+    @property
+    def kernel(self) -> Sequence[int]: ...
+
+
+def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
+    """One to three dimensions as three: the ones added in front are trivial."""
+    return (fill,) * (3 - len(values)) + tuple(values)
+
+
+def sizes(geometry: Geometry | FractionalGeometry) -> dict[str, int]:
+    """Input and output sizes: run-time arguments, so that another image size does not compile another kernel."""
+    lengths = three(geometry.input, 1) + three(geometry.output, 1)
+    return dict(zip(("ID", "IH", "IW", "OD", "OH", "OW"), lengths))
+
+
 def lifted(geometry: Geometry) -> dict[str, Any]:
-    """The kernel arguments that every kernel takes from a geometry, as three dimensions; leading ones are trivial.
+    """The arguments that every kernel takes from a geometry.
 
-    Input and output sizes are run-time arguments, so that another image size does not compile another kernel.  The
-    window is fixed by the layer: constants, which the compiler folds into the addresses.
+    The window is fixed by the layer: constants, which the compiler folds into the addresses.
     """
-
-    def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
-        return (fill,) * (3 - len(values)) + tuple(values)
-
-    arguments: dict[str, Any] = {}
-    for prefix, values in (("I", geometry.input), ("O", geometry.output)):
-        arguments |= {prefix + axis: size for axis, size in zip("DHW", three(values, 1))}
-    return arguments | {
+    return {
+        **sizes(geometry),
         "KERNEL": three(geometry.kernel, 1),
         "STRIDE": three(geometry.stride, 1),
         "PADDING": three(geometry.padding, 0),
@@ -74,28 +92,35 @@ def lifted(geometry: Geometry) -> dict[str, Any]:
 
 
 def pool_arguments(
-    source: Tensor, result: Tensor, geometry: Geometry, memory_format: torch.memory_format
+    source: Tensor, result: Tensor, geometry: PoolGeometry, memory_format: torch.memory_format
 ) -> dict[str, Any]:
     """The arguments that all pooling kernels take."""
     return {
         "N": source.shape[0],
         "C": source.shape[1],
         **lifted(geometry),
+        "ADAPTIVE": geometry.adaptive,
         "CHANNELS_LAST": is_channels_last(memory_format),
         "WIDE": needs_int64(source, result, slack=_BLOCK_BYTES),
     }
 
 
-def cover(geometry: Geometry) -> tuple[int, ...]:
+def cover(geometry: PoolGeometry) -> tuple[int, ...]:
     """For each of three dimensions, how many windows can hold one position."""
-    window = zip(geometry.kernel, geometry.dilation, geometry.stride)
-    return (1,) * (3 - len(geometry.kernel)) + tuple(triton.cdiv((k - 1) * d + 1, s) for k, d, s in window)
+    if geometry.adaptive:
+        covers = tuple(triton.cdiv(o, i) + 1 for o, i in zip(geometry.output, geometry.input))
+    else:
+        window = zip(geometry.kernel, geometry.dilation, geometry.stride)
+        covers = tuple(triton.cdiv((k - 1) * d + 1, s) for k, d, s in window)
+    return three(covers, 1)
 
 
 def elementwise(kernel: Any, result: Tensor, *tensors: Tensor, **arguments: Any) -> None:
-    """Launch a kernel whose programs compute BLOCK elements of `result` each."""
+    """Launch a kernel whose programs compute BLOCK elements of `result` each; of no input, the result is zero."""
     block = _BLOCK_BYTES // max(4, result.element_size())
-    if result.numel():
+    if tensors[0].numel() == 0:
+        result.zero_()
+    elif result.numel():
         with on_device_of(result):
             kernel[(triton.cdiv(result.numel(), block),)](*tensors, **arguments, BLOCK=block)
 

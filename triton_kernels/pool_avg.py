@@ -8,26 +8,32 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.launch import AvgGeometry, accumulator, cover, elementwise, empty, pool_arguments
-from triton_kernels.tiles import channel_offset, input_pixel, split_element, split_tap, window_over
+from triton_kernels.tiles import channel_offset, pool_pixel, split_element, split_tap, window_over
 
 
 @triton.jit
 def tap_count(
     o,
     SIZE,
+    OUTPUTS,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     COUNT_PAD: tl.constexpr,
 ):
     """How many taps of window o count along one dimension, at least 1: those in the input, or in the padded input."""
-    start = o * S - P
-    low = -P if COUNT_PAD else 0
-    high = SIZE + P if COUNT_PAD else SIZE
-    first = tl.maximum((low - start + D - 1) // D, 0)
-    last = tl.minimum((high - start + D - 1) // D, K)
-    return tl.maximum(last - first, 1)
+    if ADAPTIVE:
+        stop = tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS)
+        return tl.maximum(stop - o.to(tl.int64) * SIZE // OUTPUTS, 1).to(o.dtype)
+    else:  # noqa: RET505
+        start = o * S - P
+        low = -P if COUNT_PAD else 0
+        high = SIZE + P if COUNT_PAD else SIZE
+        first = tl.maximum((low - start + D - 1) // D, 0)
+        last = tl.minimum((high - start + D - 1) // D, K)
+        return tl.maximum(last - first, 1)
 
 
 @triton.jit
@@ -38,16 +44,20 @@ def divisor_of(
     ID,
     IH,
     IW,
+    OD,
+    OH,
+    OW,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     COUNT_PAD: tl.constexpr,
 ):
     """The divisor of window (od, oh, ow): the product of its counts."""
-    count_d = tap_count(od, ID, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], COUNT_PAD)
-    count_h = tap_count(oh, IH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], COUNT_PAD)
-    count_w = tap_count(ow, IW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], COUNT_PAD)
+    count_d = tap_count(od, ID, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], ADAPTIVE, COUNT_PAD)
+    count_h = tap_count(oh, IH, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], ADAPTIVE, COUNT_PAD)
+    count_w = tap_count(ow, IW, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], ADAPTIVE, COUNT_PAD)
     return count_d * count_h * count_w
 
 
@@ -69,6 +79,7 @@ def avg_pool_kernel(
     DILATION: tl.constexpr,
     COUNT_PAD: tl.constexpr,
     DIVISOR: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -85,13 +96,15 @@ def avg_pool_kernel(
     acc = tl.zeros([BLOCK], dtype=ACC)
     for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
         kd, kh, kw = split_tap(tap, KERNEL)
-        pixel, inside = input_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION)
+        pixel, inside = pool_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, OD, OH, OW, STRIDE, PADDING, DILATION, ADAPTIVE)
         o_x = channel_offset(n, c, pixel, C, ID * IH * IW, CHANNELS_LAST)
         acc += tl.load(p_x + o_x, mask=m & inside, other=0).to(ACC)
     if DIVISOR:
         divisor = tl.full([BLOCK], DIVISOR, ACC)
     else:
-        divisor = divisor_of(od, oh, ow, ID, IH, IW, KERNEL, STRIDE, PADDING, DILATION, COUNT_PAD).to(ACC)
+        divisor = divisor_of(
+            od, oh, ow, ID, IH, IW, OD, OH, OW, KERNEL, STRIDE, PADDING, DILATION, ADAPTIVE, COUNT_PAD
+        ).to(ACC)
     y = acc // divisor if ACC.is_int() else acc / divisor
     tl.store(p_y + o, y.to(p_y.dtype.element_ty), mask=m)
 
@@ -115,6 +128,7 @@ def avg_pool_grad_kernel(
     COVER: tl.constexpr,
     COUNT_PAD: tl.constexpr,
     DIVISOR: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -131,16 +145,18 @@ def avg_pool_grad_kernel(
     acc = tl.zeros([BLOCK], dtype=ACC)
     for window in range(COVER[0] * COVER[1] * COVER[2]):
         jd, jh, jw = split_tap(window, COVER)
-        od, _, holds_d = window_over(i_d, jd, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
-        oh, _, holds_h = window_over(i_h, jh, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
-        ow, _, holds_w = window_over(i_w, jw, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
+        od, _, holds_d = window_over(i_d, jd, ID, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], ADAPTIVE)
+        oh, _, holds_h = window_over(i_h, jh, IH, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], ADAPTIVE)
+        ow, _, holds_w = window_over(i_w, jw, IW, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], ADAPTIVE)
         holds = m & holds_d & holds_h & holds_w
         o_g = channel_offset(n, c, (od * OH + oh) * OW + ow, C, OD * OH * OW, CHANNELS_LAST)
         g = tl.load(p_g + o_g, mask=holds, other=0.0).to(ACC)
         if DIVISOR:
             acc += g / DIVISOR
         else:
-            acc += g / divisor_of(od, oh, ow, ID, IH, IW, KERNEL, STRIDE, PADDING, DILATION, COUNT_PAD).to(ACC)
+            acc += g / divisor_of(
+                od, oh, ow, ID, IH, IW, OD, OH, OW, KERNEL, STRIDE, PADDING, DILATION, ADAPTIVE, COUNT_PAD
+            ).to(ACC)
     tl.store(p_x + i, acc.to(p_x.dtype.element_ty), mask=m)
 
 

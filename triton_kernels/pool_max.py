@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.launch import Geometry, accumulator, cover, elementwise, empty, pool_arguments, product
-from triton_kernels.tiles import channel_offset, input_pixel, split_element, split_tap, window_over
+from triton_kernels.launch import PoolGeometry, accumulator, cover, elementwise, empty, pool_arguments, product
+from triton_kernels.tiles import channel_offset, pool_pixel, split_element, split_tap, window_over
 
 
 @triton.jit
@@ -29,6 +29,7 @@ def max_pool_kernel(
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
     LOWEST: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -43,14 +44,16 @@ def max_pool_kernel(
     o = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
     n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
     m = n < N
-    first_d = tl.maximum((PADDING[0] - od * STRIDE[0] + DILATION[0] - 1) // DILATION[0], 0)
-    first_h = tl.maximum((PADDING[1] - oh * STRIDE[1] + DILATION[1] - 1) // DILATION[1], 0)
-    first_w = tl.maximum((PADDING[2] - ow * STRIDE[2] + DILATION[2] - 1) // DILATION[2], 0)
-    offset = ((first_d * KERNEL[1] + first_h) * KERNEL[2] + first_w).to(tl.int32)  # [BLOCK]
+    offset = tl.zeros([BLOCK], dtype=tl.int32)
+    if not ADAPTIVE:
+        first_d = tl.maximum((PADDING[0] - od * STRIDE[0] + DILATION[0] - 1) // DILATION[0], 0)
+        first_h = tl.maximum((PADDING[1] - oh * STRIDE[1] + DILATION[1] - 1) // DILATION[1], 0)
+        first_w = tl.maximum((PADDING[2] - ow * STRIDE[2] + DILATION[2] - 1) // DILATION[2], 0)
+        offset = ((first_d * KERNEL[1] + first_h) * KERNEL[2] + first_w).to(tl.int32)
     best = tl.full([BLOCK], LOWEST, dtype=ACC)
     for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
         kd, kh, kw = split_tap(tap, KERNEL)
-        pixel, inside = input_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION)
+        pixel, inside = pool_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, OD, OH, OW, STRIDE, PADDING, DILATION, ADAPTIVE)
         o_x = channel_offset(n, c, pixel, C, ID * IH * IW, CHANNELS_LAST)
         x = tl.load(p_x + o_x, mask=m & inside, other=LOWEST).to(ACC)
         wins = (x > best) | (x != x)
@@ -77,6 +80,7 @@ def max_pool_gather_kernel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -89,7 +93,7 @@ def max_pool_gather_kernel(
     n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
     m = n < N
     kd, kh, kw = split_tap(tl.load(p_offset + o, mask=m, other=0).to(tl.int32), KERNEL)
-    pixel, inside = input_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION)
+    pixel, inside = pool_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, OD, OH, OW, STRIDE, PADDING, DILATION, ADAPTIVE)
     o_x = channel_offset(n, c, pixel, C, ID * IH * IW, CHANNELS_LAST)
     tl.store(p_y + o, tl.load(p_x + o_x, mask=m & inside, other=0), mask=m)
 
@@ -112,6 +116,7 @@ def max_pool_scatter_kernel(
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
     COVER: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -128,9 +133,9 @@ def max_pool_scatter_kernel(
     acc = tl.zeros([BLOCK], dtype=ACC)
     for window in range(COVER[0] * COVER[1] * COVER[2]):
         jd, jh, jw = split_tap(window, COVER)
-        od, kd, holds_d = window_over(i_d, jd, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0])
-        oh, kh, holds_h = window_over(i_h, jh, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1])
-        ow, kw, holds_w = window_over(i_w, jw, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2])
+        od, kd, holds_d = window_over(i_d, jd, ID, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], ADAPTIVE)
+        oh, kh, holds_h = window_over(i_h, jh, IH, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], ADAPTIVE)
+        ow, kw, holds_w = window_over(i_w, jw, IW, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], ADAPTIVE)
         holds = m & holds_d & holds_h & holds_w
         o = channel_offset(n, c, (od * OH + oh) * OW + ow, C, OD * OH * OW, CHANNELS_LAST)
         offset = tl.load(p_offset + o, mask=holds, other=0).to(tl.int32)
@@ -139,7 +144,7 @@ def max_pool_scatter_kernel(
     tl.store(p_x + i, acc.to(p_x.dtype.element_ty), mask=m)
 
 
-def max_pool(x: Tensor, geometry: Geometry, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+def max_pool(x: Tensor, geometry: PoolGeometry, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
     """y [N, C, *output] of x [N, C, *input], and the winners' taps: uint8 for windows of up to 256, else int32."""
     size = (*x.shape[:2], *geometry.output)
     y = empty(x, size, memory_format, x.dtype)
@@ -158,7 +163,7 @@ def max_pool(x: Tensor, geometry: Geometry, memory_format: torch.memory_format) 
     return y, offset
 
 
-def max_pool_gather(x: Tensor, offset: Tensor, geometry: Geometry, memory_format: torch.memory_format) -> Tensor:
+def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, memory_format: torch.memory_format) -> Tensor:
     """y [N, C, *output]: the winners' values of x [N, C, *input]."""
     y = empty(x, (*x.shape[:2], *geometry.output), memory_format, x.dtype)
     elementwise(
@@ -172,7 +177,7 @@ def max_pool_gather(x: Tensor, offset: Tensor, geometry: Geometry, memory_format
     return y
 
 
-def max_pool_scatter(g: Tensor, offset: Tensor, geometry: Geometry, memory_format: torch.memory_format) -> Tensor:
+def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, memory_format: torch.memory_format) -> Tensor:
     """x̄ [N, C, *input]: each element of g [N, C, *output] at its window's winner."""
     x = empty(g, (*g.shape[:2], *geometry.input), memory_format, g.dtype)
     elementwise(

@@ -96,9 +96,75 @@ def input_pixel(
 
 
 @triton.jit
-def window_over(i, j, O, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr, D: tl.constexpr):  # noqa: E741
+def axis_position(
+    o,
+    k,
+    SIZE,
+    OUTPUTS,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
+):
+    """Input position of tap k of window o of one dimension, and whether it lies in the input and in the window.
+
+    ADAPTIVE windows divide the SIZE inputs evenly: window o of OUTPUTS is ⌊o·SIZE/OUTPUTS⌋ … ⌈(o + 1)·SIZE/OUTPUTS⌉.
+    """
+    if ADAPTIVE:
+        i = (o.to(tl.int64) * SIZE // OUTPUTS).to(o.dtype) + k
+        inside = i < tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS)
+    else:
+        i = o * S - P + k * D
+        inside = (i >= 0) & (i < SIZE)
+    return i, inside
+
+
+@triton.jit
+def pool_pixel(
+    od,
+    oh,
+    ow,
+    kd,
+    kh,
+    kw,
+    ID,
+    IH,
+    IW,
+    OD,
+    OH,
+    OW,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
+):
+    """`input_pixel` for the windows of a pooling."""
+    i_d, inside_d = axis_position(od, kd, ID, OD, STRIDE[0], PADDING[0], DILATION[0], ADAPTIVE)
+    i_h, inside_h = axis_position(oh, kh, IH, OH, STRIDE[1], PADDING[1], DILATION[1], ADAPTIVE)
+    i_w, inside_w = axis_position(ow, kw, IW, OW, STRIDE[2], PADDING[2], DILATION[2], ADAPTIVE)
+    return (i_d * IH + i_h) * IW + i_w, inside_d & inside_h & inside_w
+
+
+@triton.jit
+def window_over(
+    i,
+    j,
+    SIZE,
+    OUTPUTS,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    ADAPTIVE: tl.constexpr,
+):
     """The j-th last of the windows over position i of one dimension, its tap there, and whether there is such a one."""
-    last = (i + P) // S
-    o = last - j
-    reach = i + P - o * S
-    return o, reach // D, (o >= 0) & (o < O) & (reach % D == 0) & (reach // D < K)
+    if ADAPTIVE:
+        o = (tl.cdiv((i + 1).to(tl.int64) * OUTPUTS, SIZE) - 1 - j).to(i.dtype)
+        k = i - (o.to(tl.int64) * SIZE // OUTPUTS).to(i.dtype)
+        holds = (o >= 0) & (i < tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS))
+    else:
+        o = (i + P) // S - j
+        reach = i + P - o * S
+        k = reach // D
+        holds = (o >= 0) & (o < OUTPUTS) & (reach % D == 0) & (k < K)
+    return o, k, holds

@@ -25,6 +25,7 @@ from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.geometry import ConvGeometry
+from torchconv.layout import arranged, memory_format
 
 
 class Conv(Function):
@@ -44,7 +45,7 @@ class Conv(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
-        g = ops.arranged(g, ctx.format)
+        g = arranged(g, ctx.format)
         need_x, need_w, need_bias, _ = ctx.needs_input_grad
         # The input's gradient: g, padded with zeros, convolved in full with the flipped kernel.
         gx = conv_input_grad(g, w, None, ctx.geometry) if need_x else None
@@ -74,7 +75,7 @@ class ConvInputGrad(Function):
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
         g, w = ctx.saved_tensors
-        h = ops.arranged(h, ctx.format)
+        h = arranged(h, ctx.format)
         need_g, need_w, need_bias, _ = ctx.needs_input_grad
         gg = conv(h, w, None, ctx.geometry) if need_g else None
         gw = conv_weight_grad(h, g, False, ctx.geometry)[0] if need_w else None
@@ -99,7 +100,7 @@ class ConvWeightGrad(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:
         x, g = ctx.saved_tensors
-        v = ops.arranged(v, ctx.format)
+        v = arranged(v, ctx.format)
         gx = conv_input_grad(g, v, None, ctx.geometry) if ctx.needs_input_grad[0] else None
         gg = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry) if ctx.needs_input_grad[1] else None
         return gx, gg, None, None
@@ -111,7 +112,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     A gradient may arrive in any layout; it is brought to that format, so that what it leads to has it, as torch's has.
     """
     first, second, _, ctx.geometry = inputs
-    ctx.format = ops.memory_format(first, second)
+    ctx.format = memory_format(first, second)
     need_first, need_second = ctx.needs_input_grad[:2]
     ctx.save_for_backward(first if need_second else None, second if need_first else None)
     ctx.save_for_forward(first, second)

@@ -14,6 +14,7 @@ and divided by the window's size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.geometry import AvgGeometry, PoolGeometry
+from torchconv.layout import arranged, memory_format
 
 
 class MaxPool(Function):
@@ -33,14 +35,14 @@ class MaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
-        return max_pool_scatter(ops.arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
+        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
 
 
 class MaxPoolGather(Function):
@@ -56,7 +58,7 @@ class MaxPoolGather(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return max_pool_scatter(ops.arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
 class MaxPoolScatter(Function):
@@ -72,7 +74,7 @@ class MaxPoolScatter(Function):
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return max_pool_gather(ops.arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+        return max_pool_gather(arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
 class AvgPool(Function):
@@ -84,11 +86,11 @@ class AvgPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return avg_pool_grad(ops.arranged(g, ctx.format), ctx.geometry), None
+        return avg_pool_grad(arranged(g, ctx.format), ctx.geometry), None
 
 
 class AvgPoolGrad(Function):
@@ -100,28 +102,33 @@ class AvgPoolGrad(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = inputs[1], ops.memory_format(inputs[0])
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return avg_pool(ops.arranged(h, ctx.format), ctx.geometry), None
+        return avg_pool(arranged(h, ctx.format), ctx.geometry), None
 
 
 def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
     t, offset, ctx.geometry = inputs
-    ctx.format = ops.memory_format(t)
+    ctx.format = memory_format(t)
     ctx.save_for_backward(offset)
     ctx.save_for_forward(offset)
 
 
-class _Transforms:
-    """Forward mode and batching of the maps above; apart from them because Dynamo does not trace a custom `jvp`."""
+class Transforms:
+    """Forward mode and batching of linear maps; apart from them because Dynamo does not trace a custom `jvp`.
+
+    `tangent` is the linear map that is the derivative: the Function itself, or for those that find winners the gather
+    of these, which such a Function keeps.
+    """
+
+    tangent: Callable[..., Tensor] | None = None
 
     @classmethod
     def jvp(cls, ctx: Any, tangent: Tensor, *_: None) -> Any:
-        """A linear map is its own derivative; that of `max_pool` is the gather of its winners."""
-        if issubclass(cls, MaxPool):
-            return max_pool_gather(tangent, ctx.saved_tensors[0], ctx.geometry), None
+        if cls.tangent is not None:
+            return cls.tangent(tangent, *ctx.saved_tensors, ctx.geometry), None
         return cls.apply(tangent, *ctx.saved_tensors, ctx.geometry)  # type: ignore[attr-defined]
 
     @classmethod
@@ -138,43 +145,29 @@ class _Transforms:
         return output.unflatten(0, (size, output.shape[0] // size)), 0
 
 
-class _MaxPool(_Transforms, MaxPool):
+class _MaxPool(Transforms, MaxPool):
     pass
 
 
-class _MaxPoolGather(_Transforms, MaxPoolGather):
+class _MaxPoolGather(Transforms, MaxPoolGather):
     pass
 
 
-class _MaxPoolScatter(_Transforms, MaxPoolScatter):
+class _MaxPoolScatter(Transforms, MaxPoolScatter):
     pass
 
 
-class _AvgPool(_Transforms, AvgPool):
+class _AvgPool(Transforms, AvgPool):
     pass
 
 
-class _AvgPoolGrad(_Transforms, AvgPoolGrad):
+class _AvgPoolGrad(Transforms, AvgPoolGrad):
     pass
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling; see `MaxPool`."""
     return (MaxPool if torch.compiler.is_compiling() else _MaxPool).apply(x, geometry)
-
-
-def winner_index(offset: Tensor, geometry: PoolGeometry) -> Tensor:
-    """The winners as torch reports them: int64 positions in the flattened input, [N, C, *output] as `offset`."""
-    tap, digits = offset.long(), []
-    for size in reversed(geometry.kernel):
-        digits.append(tap % size)
-        tap = tap // size
-    index = tap  # all zeros by now
-    for dim, digit in enumerate(reversed(digits)):
-        start = torch.arange(geometry.output[dim], device=offset.device) * geometry.stride[dim] - geometry.padding[dim]
-        start = start.view(-1, *(1,) * (geometry.rank - 1 - dim))
-        index = index * geometry.input[dim] + start + digit * geometry.dilation[dim]
-    return index
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
@@ -195,3 +188,6 @@ def avg_pool(x: Tensor, geometry: AvgGeometry) -> Tensor:
 def avg_pool_grad(g: Tensor, geometry: AvgGeometry) -> Tensor:
     """Differentiable adjoint of average pooling; see `AvgPoolGrad`."""
     return (AvgPoolGrad if torch.compiler.is_compiling() else _AvgPoolGrad).apply(g, geometry)
+
+
+_MaxPool.tangent = max_pool_gather

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchconv.eager.windows import accumulation_dtype, crop, pad, padded_size, taps, windows
 from torchconv.geometry import ConvGeometry
+from torchconv.layout import arranged
 
 # Elements of one im2col chunk: 4 MiB in float32, so that what the copy writes is still in the cache for the product.
 _CHUNK = 1 << 20
@@ -31,7 +32,7 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
         columns = view[part].to(dtype).reshape(-1, groups, w_matrix.shape[2], pixels)
         product = w_matrix @ columns
         y[part] = product if b_column is None else product.add_(b_column)
-    return y.view(x.shape[0], w.shape[0], *geometry.output).contiguous(memory_format=format)
+    return arranged(y.view(x.shape[0], w.shape[0], *geometry.output), format)
 
 
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
@@ -49,7 +50,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     x = crop(padded, geometry)
     if bias is not None:
         x += bias.view(-1, *(1,) * geometry.rank)
-    return x.to(g.dtype).contiguous(memory_format=format)
+    return arranged(x.to(g.dtype), format)
 
 
 def wgrad(
@@ -68,7 +69,7 @@ def wgrad(
         w += g_matrix[:, :, part].to(dtype).reshape(groups, outputs, -1) @ columns.mT
     bias = g.sum((0, *range(2, 2 + rank)), dtype=dtype).to(g.dtype) if with_bias else g.new_empty(0)
     w = w.to(g.dtype).view(g.shape[1], channels, *geometry.kernel)
-    return w.contiguous(memory_format=format), bias
+    return arranged(w, format), bias
 
 
 def _chunks(view: Tensor, dim: int = 0) -> Iterator[slice]:

@@ -40,8 +40,9 @@ def pad(x: Tensor, geometry: Geometry, value: float = 0) -> Tensor:
 
 def crop(padded: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of `pad`: the input's part of [N, C, *padded_size], as a view."""
-    index = (..., *(slice(p, p + i) for i, p in zip(geometry.input, geometry.padding)))
-    return padded[index]
+    for dim, (size, start) in enumerate(zip(geometry.input, geometry.padding)):
+        padded = padded.narrow(2 + dim, start, size)
+    return padded
 
 
 def windows(padded: Tensor, geometry: Geometry) -> Tensor:

@@ -87,3 +87,45 @@ class ConvTranspose3d(_ConvTranspose, torch.nn.ConvTranspose3d):
     """`torch.nn.ConvTranspose3d` on `torchconv.functional.conv_transpose3d`."""
 
     function = staticmethod(functional.conv_transpose3d)
+
+
+class LazyConv1d(_Conv, torch.nn.LazyConv1d):
+    """`torch.nn.LazyConv1d`, which becomes this package's `Conv1d` at its first input."""
+
+    function = staticmethod(functional.conv1d)
+    cls_to_become = Conv1d
+
+
+class LazyConv2d(_Conv, torch.nn.LazyConv2d):
+    """`torch.nn.LazyConv2d`, which becomes this package's `Conv2d` at its first input."""
+
+    function = staticmethod(functional.conv2d)
+    cls_to_become = Conv2d
+
+
+class LazyConv3d(_Conv, torch.nn.LazyConv3d):
+    """`torch.nn.LazyConv3d`, which becomes this package's `Conv3d` at its first input."""
+
+    function = staticmethod(functional.conv3d)
+    cls_to_become = Conv3d
+
+
+class LazyConvTranspose1d(_ConvTranspose, torch.nn.LazyConvTranspose1d):
+    """`torch.nn.LazyConvTranspose1d`, which becomes this package's `ConvTranspose1d` at its first input."""
+
+    function = staticmethod(functional.conv_transpose1d)
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(_ConvTranspose, torch.nn.LazyConvTranspose2d):
+    """`torch.nn.LazyConvTranspose2d`, which becomes this package's `ConvTranspose2d` at its first input."""
+
+    function = staticmethod(functional.conv_transpose2d)
+    cls_to_become = ConvTranspose2d
+
+
+class LazyConvTranspose3d(_ConvTranspose, torch.nn.LazyConvTranspose3d):
+    """`torch.nn.LazyConvTranspose3d`, which becomes this package's `ConvTranspose3d` at its first input."""
+
+    function = staticmethod(functional.conv_transpose3d)
+    cls_to_become = ConvTranspose3d

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn
@@ -74,3 +74,112 @@ class AvgPool3d(_AvgPool, torch.nn.AvgPool3d):
     """`torch.nn.AvgPool3d` on `torchconv.functional.avg_pool3d`."""
 
     function = staticmethod(functional.avg_pool3d)
+
+
+class _AdaptiveMaxPool(_Pool):
+    arguments = ("output_size", "return_indices")
+
+
+class _AdaptiveAvgPool(_Pool):
+    arguments = ("output_size",)
+
+
+class _LPPool(_Pool):
+    arguments = ("norm_type", "kernel_size", "stride", "ceil_mode")
+
+
+class _FractionalMaxPool(_Pool):
+    arguments = ("kernel_size", "output_size", "output_ratio", "return_indices", "_random_samples")
+
+
+class _MaxUnpool:
+    """What the max unpoolings share: they take the winners' positions, and may be told the output size."""
+
+    function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        return type(self).function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool1d):
+    """`torch.nn.AdaptiveMaxPool1d` on `torchconv.functional.adaptive_max_pool1d`."""
+
+    function = staticmethod(functional.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool2d):
+    """`torch.nn.AdaptiveMaxPool2d` on `torchconv.functional.adaptive_max_pool2d`."""
+
+    function = staticmethod(functional.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool3d):
+    """`torch.nn.AdaptiveMaxPool3d` on `torchconv.functional.adaptive_max_pool3d`."""
+
+    function = staticmethod(functional.adaptive_max_pool3d)
+
+
+class AdaptiveAvgPool1d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool1d):
+    """`torch.nn.AdaptiveAvgPool1d` on `torchconv.functional.adaptive_avg_pool1d`."""
+
+    function = staticmethod(functional.adaptive_avg_pool1d)
+
+
+class AdaptiveAvgPool2d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool2d):
+    """`torch.nn.AdaptiveAvgPool2d` on `torchconv.functional.adaptive_avg_pool2d`."""
+
+    function = staticmethod(functional.adaptive_avg_pool2d)
+
+
+class AdaptiveAvgPool3d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool3d):
+    """`torch.nn.AdaptiveAvgPool3d` on `torchconv.functional.adaptive_avg_pool3d`."""
+
+    function = staticmethod(functional.adaptive_avg_pool3d)
+
+
+class LPPool1d(_LPPool, torch.nn.LPPool1d):
+    """`torch.nn.LPPool1d` on `torchconv.functional.lp_pool1d`."""
+
+    function = staticmethod(functional.lp_pool1d)
+
+
+class LPPool2d(_LPPool, torch.nn.LPPool2d):
+    """`torch.nn.LPPool2d` on `torchconv.functional.lp_pool2d`."""
+
+    function = staticmethod(functional.lp_pool2d)
+
+
+class LPPool3d(_LPPool, torch.nn.LPPool3d):
+    """`torch.nn.LPPool3d` on `torchconv.functional.lp_pool3d`."""
+
+    function = staticmethod(functional.lp_pool3d)
+
+
+class MaxUnpool1d(_MaxUnpool, torch.nn.MaxUnpool1d):
+    """`torch.nn.MaxUnpool1d` on `torchconv.functional.max_unpool1d`."""
+
+    function = staticmethod(functional.max_unpool1d)
+
+
+class MaxUnpool2d(_MaxUnpool, torch.nn.MaxUnpool2d):
+    """`torch.nn.MaxUnpool2d` on `torchconv.functional.max_unpool2d`."""
+
+    function = staticmethod(functional.max_unpool2d)
+
+
+class MaxUnpool3d(_MaxUnpool, torch.nn.MaxUnpool3d):
+    """`torch.nn.MaxUnpool3d` on `torchconv.functional.max_unpool3d`."""
+
+    function = staticmethod(functional.max_unpool3d)
+
+
+class FractionalMaxPool2d(_FractionalMaxPool, torch.nn.FractionalMaxPool2d):
+    """`torch.nn.FractionalMaxPool2d` on `torchconv.functional.fractional_max_pool2d`."""
+
+    function = staticmethod(functional.fractional_max_pool2d)
+
+
+class FractionalMaxPool3d(_FractionalMaxPool, torch.nn.FractionalMaxPool3d):
+    """`torch.nn.FractionalMaxPool3d` on `torchconv.functional.fractional_max_pool3d`."""
+
+    function = staticmethod(functional.fractional_max_pool3d)

@@ -1,0 +1,136 @@
+"""Pooling by explicit winners: a gather by index and its adjoint, each the other's gradient.
+
+| map                   | formula                                    | gradient        |
+|-----------------------|--------------------------------------------|-----------------|
+| `index_gather`        | y[o] = x[index[o]]                         | `index_scatter` |
+| `index_scatter`       | x̄[i] = Σ g[o] over index[o] = i            | `index_gather`  |
+| `max_unpool`          | y[index[o]] = x[o], elsewhere 0            | `index_gather`  |
+| `fractional_max_pool` | y[o] = max of a window at random positions | `index_scatter` |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchconv import ops
+from torchconv.autograd.pool import Transforms
+from torchconv.geometry import FractionalGeometry, IndexGeometry
+from torchconv.layout import arranged, memory_format
+
+
+class IndexGather(Function):
+    """y [N, C, *output] from x [N, C, *input] by index [N, C, *output]."""
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.index_gather(x, index, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return index_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+
+
+class IndexScatter(Function):
+    """x̄ [N, C, *input] from g [N, C, *output] by index [N, C, *output]."""
+
+    @staticmethod
+    def forward(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.index_scatter(g, index, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
+        return index_gather(arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+
+
+class MaxUnpool(Function):
+    """y [N, C, *input] from x [N, C, *output] by index [N, C, *output].
+
+    Where two windows name one position the last is kept; as torch's, the gradient flows to both.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.max_unpool(x, index, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return index_gather(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+
+
+class FractionalMaxPool(Function):
+    """(y, index) [N, C, *output] of x [N, C, *input]; `starts` [N, C, Σ output] are the windows' first positions."""
+
+    @staticmethod
+    def forward(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
+        return ops.fractional_max_pool(x, starts, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _save(ctx, (inputs[0], output[1], IndexGeometry(inputs[2].input)))
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+        return index_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    t, index, ctx.geometry = inputs
+    ctx.format = memory_format(t)
+    ctx.save_for_backward(index)
+    ctx.save_for_forward(index)
+
+
+class _IndexGather(Transforms, IndexGather):
+    pass
+
+
+class _IndexScatter(Transforms, IndexScatter):
+    pass
+
+
+class _MaxUnpool(Transforms, MaxUnpool):
+    pass
+
+
+class _FractionalMaxPool(Transforms, FractionalMaxPool):
+    pass
+
+
+def index_gather(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+    """Differentiable gather by index; see `IndexGather`."""
+    return (IndexGather if torch.compiler.is_compiling() else _IndexGather).apply(x, index, geometry)
+
+
+def index_scatter(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+    """Differentiable sum by index; see `IndexScatter`."""
+    return (IndexScatter if torch.compiler.is_compiling() else _IndexScatter).apply(g, index, geometry)
+
+
+def max_unpool(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+    """Differentiable max unpooling; see `MaxUnpool`."""
+    return (MaxUnpool if torch.compiler.is_compiling() else _MaxUnpool).apply(x, index, geometry)
+
+
+def fractional_max_pool(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
+    """Differentiable max pooling of windows at given positions; see `FractionalMaxPool`."""
+    return (FractionalMaxPool if torch.compiler.is_compiling() else _FractionalMaxPool).apply(x, starts, geometry)
+
+
+_FractionalMaxPool.tangent = index_gather

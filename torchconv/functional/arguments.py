@@ -1,0 +1,34 @@
+"""What the functions of this package share before any work: types of arguments, and the batch dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Size = int | Sequence[int]
+AdaptiveSize = int | Sequence[int | None] | None
+
+
+def batched(name: str, rank: int, input: Tensor, run: Callable[..., Any], *others: Tensor) -> Any:
+    """`run` on a batched input, and others of its shape; unbatched ones are a batch of one on the way in and out."""
+    if input.dim() == rank + 2:
+        return run(input, *others)
+    if input.dim() != rank + 1:
+        raise RuntimeError(
+            f"expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, "
+            f"but got input of size {list(input.shape)}"
+        )
+    result = run(input.unsqueeze(0), *(other.unsqueeze(0) for other in others))
+    return tuple(t.squeeze(0) for t in result) if isinstance(result, tuple) else result.squeeze(0)
+
+
+def check_tensor(name: str, argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
+
+
+def check_dtype(name: str, supported: bool, input: Tensor) -> None:
+    if not supported:
+        raise NotImplementedError(f"{name}(): not implemented for an input of dtype {input.dtype}")

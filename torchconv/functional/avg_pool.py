@@ -1,0 +1,221 @@
+"""Average, adaptive average and power-average pooling, as in `torch.nn.functional`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchconv import autograd
+from torchconv.functional.arguments import AdaptiveSize, Size, batched, check_dtype, check_tensor
+from torchconv.functional.max_pool import _max_pool
+from torchconv.geometry import AvgGeometry, PoolGeometry, as_tuple
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Size = 1,
+) -> Tensor:
+    """The mean of every window, as `torch.nn.functional.avg_pool2d`.
+
+        y[n, c, o] = Σ_k input[n, c, o·stride − padding + k·dilation] / divisor[o]
+
+    Its gradient is the output's, upsampled and divided by the same divisors (LeCun et al. 1998).
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point or int64.
+        kernel_size: size of the window, in pixels; an int or one per dimension, as the next two.
+        stride: step between windows, in pixels; by default the window's size.
+        padding: zeros added on either side, at most half the window.
+        ceil_mode: keep a last window that reaches beyond the padded input, as long as it starts inside it.
+        count_include_pad: whether the divisor counts the padding (never what lies beyond it).
+        divisor_override: the divisor, instead of the number of the window's elements.
+        dilation: distance between the taps of a window, in pixels; beyond torch, which has none.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W'], where H' = ⌊(H + 2·padding − dilation·(kH − 1) − 1) / stride⌋ + 1 (⌈⌉ with
+        `ceil_mode`).
+
+    Raises:
+        RuntimeError: a size or value out of range.
+        NotImplementedError: a dtype that torch does not average.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> torchconv.functional.avg_pool2d(torch.arange(16.0).view(1, 1, 4, 4), 2)
+        tensor([[[[ 2.5000,  4.5000],
+                  [10.5000, 12.5000]]]])
+    """
+    return _avg_pool(
+        "avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation
+    )
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    *,
+    dilation: Size = 1,
+) -> Tensor:
+    """1-D average pooling: `avg_pool2d` with one spatial dimension; input [N, C, L] or [C, L]."""
+    return _avg_pool("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None, dilation)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Size = 1,
+) -> Tensor:
+    """3-D average pooling: `avg_pool2d` with three spatial dimensions; input [N, C, D, H, W] or [C, D, H, W]."""
+    return _avg_pool(
+        "avg_pool3d", 3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation
+    )
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: AdaptiveSize) -> Tensor:
+    """The mean of every window of an even division, as `torch.nn.functional.adaptive_avg_pool2d`.
+
+        y[n, c, o] = mean of input[n, c, i] over ⌊o·H/H'⌋ ≤ i < ⌈(o + 1)·H/H'⌉
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point.
+        output_size: H' and W' in pixels; an int for both; None keeps the input's.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W'].
+
+    Raises:
+        RuntimeError: a size out of range.
+        NotImplementedError: a dtype that is not floating point.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> torchconv.functional.adaptive_avg_pool2d(torch.arange(9.0).view(1, 3, 3), 2)
+        tensor([[[2., 3.],
+                 [5., 6.]]])
+    """
+    return _adaptive_avg_pool("adaptive_avg_pool2d", 2, input, output_size)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: AdaptiveSize) -> Tensor:
+    """1-D adaptive average pooling: `adaptive_avg_pool2d` with one spatial dimension; input [N, C, L] or [C, L]."""
+    return _adaptive_avg_pool("adaptive_avg_pool1d", 1, input, output_size)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: AdaptiveSize) -> Tensor:
+    """3-D adaptive average pooling: `adaptive_avg_pool2d` with three spatial dimensions; input [N, C, D, H, W]."""
+    return _adaptive_avg_pool("adaptive_avg_pool3d", 3, input, output_size)
+
+
+def lp_pool2d(
+    input: Tensor, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> Tensor:
+    """The power average of every window, as `torch.nn.functional.lp_pool2d`.
+
+        y[n, c, o] = (Σ_k input[n, c, o·stride + k]^p)^(1/p), of a negative sum 0
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point.
+        norm_type: the power p; ±inf takes the greatest or the least absolute value.
+        kernel_size: size of the window, in pixels; an int or one per dimension, as the next.
+        stride: step between windows, in pixels; by default the window's size.
+        ceil_mode: keep a last window that reaches beyond the input, as long as it starts inside it.  As torch's, it
+            weights such a window as if it were full.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W'], where H' = ⌊(H − kH) / stride⌋ + 1 (⌈⌉ with `ceil_mode`).
+
+    Raises:
+        ValueError: `norm_type` is zero.
+        RuntimeError: a size or value out of range.
+        NotImplementedError: a dtype that is not floating point.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> torchconv.functional.lp_pool2d(torch.tensor([[[3.0, 4.0]]]), 2, (1, 2))
+        tensor([[[5.]]])
+    """
+    return _lp_pool("lp_pool2d", 2, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool1d(
+    input: Tensor, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> Tensor:
+    """1-D power-average pooling: `lp_pool2d` with one spatial dimension; input [N, C, L] or [C, L]."""
+    return _lp_pool("lp_pool1d", 1, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool3d(
+    input: Tensor, norm_type: float, kernel_size: Size, stride: Size | None = None, ceil_mode: bool = False
+) -> Tensor:
+    """3-D power-average pooling: `lp_pool2d` with three spatial dimensions; input [N, C, D, H, W] or [C, D, H, W]."""
+    return _lp_pool("lp_pool3d", 3, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def _avg_pool(
+    name: str,
+    rank: int,
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    dilation: Size,
+) -> Tensor:
+    check_tensor(name, "input", input)
+    check_dtype(name, input.is_floating_point() or input.dtype is torch.int64, input)
+    if divisor_override == 0:
+        raise RuntimeError(f"{name}(): divisor_override must not be zero")
+
+    def run(x: Tensor) -> Tensor:
+        pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+        geometry = AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor_override or 0)
+        return autograd.avg_pool(x, geometry)
+
+    return batched(name, rank, input, run)
+
+
+def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
+    check_tensor(name, "input", input)
+    check_dtype(name, input.is_floating_point(), input)
+
+    def run(x: Tensor) -> Tensor:
+        pool = PoolGeometry.of_adaptive(x.shape, rank, output_size)
+        return autograd.avg_pool(x, AvgGeometry(**vars(pool), count_include_pad=False, divisor=0))
+
+    return batched(name, rank, input, run)
+
+
+def _lp_pool(
+    name: str, rank: int, input: Tensor, p: float, kernel_size: Size, stride: Size | None, ceil_mode: bool
+) -> Tensor:
+    check_tensor(name, "input", input)
+    check_dtype(name, input.is_floating_point(), input)
+    if p == 0:
+        raise ValueError(f"norm_type must be a non-zero value, but got {p}")
+    if math.isinf(p):
+        sign = math.copysign(1, p)
+        return sign * _max_pool(name, rank, sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode, False)
+    mean = _avg_pool(name, rank, input.pow(p), kernel_size, stride, 0, ceil_mode, True, None, 1)
+    total = torch.sign(mean) * torch.relu(torch.abs(mean)) * math.prod(as_tuple(kernel_size, rank, "kernel_size"))
+    return total.pow(1.0 / p)

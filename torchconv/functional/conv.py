@@ -1,0 +1,243 @@
+"""Convolution and transposed convolution, as in `torch.nn.functional`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchconv import autograd
+from torchconv.functional.arguments import Size, batched, check_tensor
+from torchconv.geometry import ConvGeometry
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation) of an input with a weight, as `torch.nn.functional.conv2d`.
+
+        y[n, o, p] = bias[o] + Σ_c Σ_k weight[o, c, k] · input[n, c, p·stride − padding + k·dilation]
+
+    with zeros outside the input (Dumoulin & Visin 2016, "A guide to convolution arithmetic for deep learning"; LeCun
+    et al. 1998).  Its gradients are `torchconv.autograd.conv_input_grad` and `conv_weight_grad`.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point.
+        weight: [O, C/groups, kH, kW], of the input's dtype and device.
+        bias: [O] or None.
+        stride: step between windows, in pixels; an int or one per dimension, as the next two.
+        padding: zeros on either side, in pixels; or 'valid' for none; or 'same' for an output of the input's size.
+        dilation: distance between the taps of a window, in pixels.
+        groups: number of channel groups that do not see one another.
+
+    Returns:
+        [N, O, H', W'] or [O, H', W'], where H' = ⌊(H + 2·padding − dilation·(kH − 1) − 1) / stride⌋ + 1.
+        Channels_last if the input or the weight is.
+
+    Raises:
+        RuntimeError: sizes, devices or dtypes that do not fit together, or a value out of range.
+        NotImplementedError: a dtype that is not floating point.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> x, w = torch.randn(8, 3, 32, 32), torch.randn(16, 3, 5, 5)
+        >>> torchconv.functional.conv2d(x, w, stride=2, padding=2).shape
+        torch.Size([8, 16, 16, 16])
+    """
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """1-D convolution: `conv2d` with one spatial dimension; input [N, C, L] or [C, L], weight [O, C/groups, k]."""
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """3-D convolution: `conv2d` with three spatial dimensions; input [N, C, D, H, W] or [C, D, H, W]."""
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """2-D transposed convolution, as `torch.nn.functional.conv_transpose2d`.
+
+        y[n, c, i] = bias[c] + Σ_o Σ_{p·stride − padding + k·dilation = i} weight[o, c, k] · input[n, o, p]
+
+    It is the gradient of a convolution with respect to its input (dgrad), and computed as such: its "input" is that
+    convolution's output (Dumoulin & Visin 2016, chapter 4).
+
+    Args:
+        input: [N, O, H, W] or [O, H, W], floating point.
+        weight: [O, C/groups, kH, kW], of the input's dtype and device.
+        bias: [C] or None.
+        stride, padding, dilation: those of the convolution that this transposes, in pixels.
+        output_padding: pixels added at the upper end of each dimension of the output, to choose among the input sizes
+            that the convolution would map to H; less than the stride or the dilation.
+        groups: number of channel groups that do not see one another.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W'], where
+        H' = (H − 1)·stride − 2·padding + dilation·(kH − 1) + output_padding + 1.
+
+    Raises:
+        RuntimeError: sizes, devices or dtypes that do not fit together, or a value out of range.
+        NotImplementedError: a dtype that is not floating point.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> x, w = torch.randn(8, 16, 16, 16), torch.randn(16, 3, 5, 5)
+        >>> torchconv.functional.conv_transpose2d(x, w, stride=2, padding=2, output_padding=1).shape
+        torch.Size([8, 3, 32, 32])
+    """
+    return _conv_transpose(
+        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """1-D transposed convolution: `conv_transpose2d` with one spatial dimension."""
+    return _conv_transpose(
+        "conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """3-D transposed convolution: `conv_transpose2d` with three spatial dimensions."""
+    return _conv_transpose(
+        "conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def _conv(
+    name: str,
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
+    input, weight, bias = _check_factors(name, rank, input, weight, bias)
+
+    def run(x: Tensor) -> Tensor:
+        geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups)
+        _check_bias(bias, weight, weight.shape[0])
+        return autograd.conv(x, weight, bias, geometry)
+
+    return batched(name, rank, input, run)
+
+
+def _conv_transpose(
+    name: str,
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
+) -> Tensor:
+    input, weight, bias = _check_factors(name, rank, input, weight, bias)
+
+    def run(x: Tensor) -> Tensor:
+        geometry = ConvGeometry.of_conv_transpose(
+            x.shape, weight.shape, stride, padding, output_padding, groups, dilation
+        )
+        _check_bias(bias, weight, weight.shape[1] * groups)
+        return autograd.conv_input_grad(x, weight, bias, geometry)
+
+    return batched(name, rank, input, run)
+
+
+def _check_factors(
+    name: str, rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors of a convolution, cast as autocast asks; types, devices and ranks fit together."""
+    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for argument, value in tensors.items():
+        check_tensor(name, argument, value)
+    if weight.dim() != rank + 2:
+        raise RuntimeError(f"expected {rank + 2}D weight for {name}, but got weight of size {list(weight.shape)}")
+    for argument, value in tensors.items():
+        if value.device != input.device:
+            raise RuntimeError(
+                f"{name}(): expected all tensors to be on the same device, "
+                f"but input is on {input.device} and {argument} on {value.device}"
+            )
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        # As torch's autocast: every float but float64.
+        tensors = {
+            argument: value.to(dtype) if value.is_floating_point() and value.dtype is not torch.float64 else value
+            for argument, value in tensors.items()
+        }
+    for argument, value in tensors.items():
+        if value.dtype != tensors["input"].dtype:
+            raise RuntimeError(
+                f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
+                f"should be the same"
+            )
+    if not tensors["input"].is_floating_point():
+        raise NotImplementedError(
+            f"{name}(): not implemented for an input of dtype {input.dtype}; expected a floating-point type"
+        )
+    return tensors["input"], tensors["weight"], tensors.get("bias")
+
+
+def _check_bias(bias: Tensor | None, weight: Tensor, channels: int) -> None:
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise RuntimeError(
+            f"given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {channels} elements, "
+            f"but got bias of size {list(bias.shape)} instead"
+        )

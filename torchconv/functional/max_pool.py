@@ -1,0 +1,214 @@
+"""Max pooling and adaptive max pooling, as in `torch.nn.functional`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchconv import autograd
+from torchconv.functional.arguments import AdaptiveSize, Size, batched, check_dtype, check_tensor
+from torchconv.geometry import PoolGeometry
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """The greatest element of every window, as `torch.nn.functional.max_pool2d`.
+
+        y[n, c, o] = max over taps k of input[n, c, o·stride − padding + k·dilation]
+
+    Padding never wins.  Of equal values the first wins, in row-major order; a NaN wins over every number.  The gradient
+    goes to the winner alone (LeCun et al. 1998; Scherer, Müller & Behnke 2010).
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point or integer.
+        kernel_size: size of the window, in pixels; an int or one per dimension, as the next three.
+        stride: step between windows, in pixels; by default the window's size.
+        padding: pixels added on either side, at most half the window.
+        dilation: distance between the taps of a window, in pixels.
+        ceil_mode: keep a last window that reaches beyond the padded input, as long as it starts inside it.
+        return_indices: also return the winners' positions in the flattened [H·W] input, int64.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W'], where H' = ⌊(H + 2·padding − dilation·(kH − 1) − 1) / stride⌋ + 1 (⌈⌉ with
+        `ceil_mode`); with `return_indices` a tuple of it and the indices.
+
+    Raises:
+        RuntimeError: a size or value out of range.
+        NotImplementedError: a dtype that has no order.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> torchconv.functional.max_pool2d(torch.arange(16.0).view(1, 1, 4, 4), 2)
+        tensor([[[[ 5.,  7.],
+                  [13., 15.]]]])
+    """
+    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """1-D max pooling: `max_pool2d` with one spatial dimension; input [N, C, L] or [C, L]."""
+    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """3-D max pooling: `max_pool2d` with three spatial dimensions; input [N, C, D, H, W] or [C, D, H, W]."""
+    return _max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`max_pool1d` with `return_indices=True`."""
+    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`max_pool2d` with `return_indices=True`."""
+    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool3d_with_indices(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`max_pool3d` with `return_indices=True`."""
+    return _max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: AdaptiveSize, return_indices: bool = False) -> Any:
+    """The greatest element of every window of an even division, as `torch.nn.functional.adaptive_max_pool2d`.
+
+        y[n, c, o] = max of input[n, c, i] over ⌊o·H/H'⌋ ≤ i < ⌈(o + 1)·H/H'⌉
+
+    Args:
+        input: [N, C, H, W] or [C, H, W], floating point.
+        output_size: H' and W' in pixels; an int for both; None keeps the input's.
+        return_indices: also return the winners' positions in the flattened [H·W] input, int64.
+
+    Returns:
+        [N, C, H', W'] or [C, H', W']; with `return_indices` a tuple of it and the indices.
+
+    Raises:
+        RuntimeError: a size out of range.
+        NotImplementedError: a dtype that is not floating point.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> torchconv.functional.adaptive_max_pool2d(torch.arange(9.0).view(1, 3, 3), 2)
+        tensor([[[4., 5.],
+                 [7., 8.]]])
+    """
+    return _adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: AdaptiveSize, return_indices: bool = False) -> Any:
+    """1-D adaptive max pooling: `adaptive_max_pool2d` with one spatial dimension; input [N, C, L] or [C, L]."""
+    return _adaptive_max_pool("adaptive_max_pool1d", 1, input, output_size, return_indices)
+
+
+def adaptive_max_pool3d(input: Tensor, output_size: AdaptiveSize, return_indices: bool = False) -> Any:
+    """3-D adaptive max pooling: `adaptive_max_pool2d` with three spatial dimensions; input [N, C, D, H, W]."""
+    return _adaptive_max_pool("adaptive_max_pool3d", 3, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: AdaptiveSize, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool1d` with `return_indices=True`."""
+    return _adaptive_max_pool("adaptive_max_pool1d", 1, input, output_size, True)
+
+
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: AdaptiveSize, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool2d` with `return_indices=True`."""
+    return _adaptive_max_pool("adaptive_max_pool2d", 2, input, output_size, True)
+
+
+def adaptive_max_pool3d_with_indices(
+    input: Tensor, output_size: AdaptiveSize, return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`adaptive_max_pool3d` with `return_indices=True`."""
+    return _adaptive_max_pool("adaptive_max_pool3d", 3, input, output_size, True)
+
+
+def _max_pool(
+    name: str,
+    rank: int,
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    check_tensor(name, "input", input)
+    check_dtype(name, input.dtype is not torch.bool and not input.is_complex(), input)
+
+    def run(x: Tensor) -> Any:
+        geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+        return _with_indices(x, geometry, return_indices)
+
+    return batched(name, rank, input, run)
+
+
+def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
+    check_tensor(name, "input", input)
+    check_dtype(name, input.is_floating_point(), input)
+
+    def run(x: Tensor) -> Any:
+        if x.shape[1] == 0:
+            raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+        return _with_indices(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices)
+
+    return batched(name, rank, input, run)
+
+
+def _with_indices(x: Tensor, geometry: PoolGeometry, return_indices: bool) -> Any:
+    y, offset = autograd.max_pool(x, geometry)
+    return (y, autograd.winner_index(offset, geometry)) if return_indices else y

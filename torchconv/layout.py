@@ -1,0 +1,44 @@
+"""Memory formats, by torch's own rule: strides decide, also where sizes of 1 let both formats hold."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether the strides of a 4-D or 5-D tensor order its dimensions as N, *spatial, C: torch's own rule.
+
+    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say.
+    """
+    if t.dim() not in (4, 5):
+        return False
+    least = 0
+    for dim in (1, *range(t.dim() - 1, 1, -1), 0):
+        if t.shape[dim] == 0 or t.stride(dim) < least or (dim == 0 and least == t.stride(1)):
+            return False
+        least = t.stride(dim) * max(t.shape[dim], 1)
+    return True
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """The format of a result of these tensors: channels_last if one of them is."""
+    for t in tensors:
+        if is_channels_last(t):
+            return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def arranged(t: Tensor, format: torch.memory_format) -> Tensor:
+    """The values of `t`, dense in a memory format: `t` itself if it is that.
+
+    Where sizes of 1 let both formats hold, other strides over the same memory: strides are what the operators go by.
+    """
+    if format == torch.contiguous_format:
+        return t.contiguous() if memory_format(t) == format else t.contiguous().view(-1).view(t.shape)
+    if t.numel() == 0:
+        return torch.empty_like(t, memory_format=format)
+    if memory_format(t) == format and t.is_contiguous(memory_format=format):
+        return t
+    last = t.movedim(1, -1)
+    return last.contiguous().view(-1).view(last.shape).movedim(-1, 1)
