@@ -27,24 +27,33 @@ from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_o
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """Static figures of one kernel.
+class Resources:
+    """What a kernel takes, which its binary's header tells.
 
     Attributes:
         registers: per thread.
-        spills: instructions that spill to or reload from local memory (NVIDIA), or vector registers spilled (AMD).
+        stack: bytes per thread of memory that the compiler spills registers to, or keeps arrays in.
         shared: bytes of shared memory per block.
         matrix: the matrix instruction in use, or "".
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    matrix: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures(Resources):
+    """All that is read off a kernel's code.
+
+    Attributes:
         body: instructions of the main loop: the innermost one that multiplies, else the longest; of the whole kernel,
             if it has no such loop (the compiler unrolls short ones).
         body_matrix: matrix instructions among them.
         load_bits, store_bits: width of the widest access to global memory per thread.
     """
 
-    registers: int
-    spills: int
-    shared: int
-    matrix: str
     body: int
     body_matrix: int
     load_bits: int
@@ -56,8 +65,13 @@ class Instruction(NamedTuple):
     operands: str
 
 
+def resources(kernel: Any) -> Resources:
+    """Resources of a CompiledKernel for an NVIDIA or AMD target; takes milliseconds."""
+    return _nvidia_resources(kernel) if "cubin" in kernel.asm else _amd_resources(kernel)
+
+
 def figures(kernel: Any) -> Figures:
-    """Figures of a CompiledKernel for an NVIDIA or AMD target."""
+    """Figures of a CompiledKernel for an NVIDIA or AMD target; disassembling takes a few tenths of a second."""
     return _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
 
 
@@ -68,25 +82,34 @@ _SASS_LABEL = re.compile(r"^(\.L_x_\d+):")
 _SASS_MATRIX = re.compile(r"HGMMA|HMMA|DMMA|IMMA|UTC\w*MMA")
 
 
+def _nvidia_resources(kernel: Any) -> Resources:
+    usage = _inspect(kernel, triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+    used = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    matrix = re.search(r"(wgmma\.mma_async|tcgen05\.mma|mma)\.\S*(\.m\d+n\d+k\d+|kind)\S*", kernel.asm["ptx"])
+    return Resources(used["REG"], used["STACK"] + used["LOCAL"], kernel.metadata.shared, matrix[0] if matrix else "")
+
+
 def _nvidia(kernel: Any) -> Figures:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = _output(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-        listing = _output(triton.knobs.nvidia.nvdisasm.path, "-c", file.name)
+    listing = _inspect(kernel, triton.knobs.nvidia.nvdisasm.path, "-c")
     code = _parse(listing.splitlines(), _SASS_LABEL, _SASS)
     body = _main_body(code, re.compile(r"BRA"), re.compile(r"`\((\.L_x_\d+)\)"), _SASS_MATRIX)
     instructions = [i for i in code if isinstance(i, Instruction)]
+    taken = dataclasses.asdict(_nvidia_resources(kernel)) | {"matrix": _commonest_matrix(instructions, _SASS_MATRIX)}
     return Figures(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
-        spills=sum(i.opcode.startswith(("STL", "LDL")) for i in instructions),
-        shared=kernel.metadata.shared,
-        matrix=_commonest_matrix(instructions, _SASS_MATRIX),
+        **taken,
         body=len(body),
         body_matrix=sum(bool(_SASS_MATRIX.match(i.opcode)) for i in body),
         load_bits=_widest(i.opcode for i in instructions if re.match(r"LDG|UBLKCP|UTMALDG", i.opcode)),
         store_bits=_widest(i.opcode for i in instructions if i.opcode.startswith("STG")),
     )
+
+
+def _inspect(kernel: Any, *command: str) -> str:
+    """Output of one of the programs that come with Triton, given the kernel's binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def _widest(opcodes: Iterable[str]) -> int:
@@ -100,10 +123,6 @@ def _widest(opcodes: Iterable[str]) -> int:
     return max(map(bits, opcodes), default=0)
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 # AMD: the assembly that LLVM wrote -----------------------------------------------------------------------------------
 
 _GCN = re.compile(r"^\s+([a-z]\w+)(.*)")
@@ -112,14 +131,18 @@ _GCN_MATRIX = re.compile(r"v_mfma|v_wmma")
 _GCN_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "short": 16, "byte": 8}
 
 
-def _amd(kernel: Any) -> Figures:
+def _amd_resources(kernel: Any) -> Resources:
     text = kernel.asm["amdgcn"]
+    used = {
+        name: int(number) for name, number in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", text)
+    }
+    matrix = re.search(r"v_(?:mfma|wmma)_\w+", text)
+    stack = used["private_segment_fixed_size"]
+    return Resources(used["vgpr_count"], stack, kernel.metadata.shared, matrix[0] if matrix else "")
 
-    def count(name: str) -> int:
-        match = re.search(rf"\.{name}:\s+(\d+)", text)
-        return int(match[1]) if match else 0
 
-    code = _parse(text.splitlines(), _GCN_LABEL, _GCN)
+def _amd(kernel: Any) -> Figures:
+    code = _parse(kernel.asm["amdgcn"].splitlines(), _GCN_LABEL, _GCN)
     body = _main_body(code, re.compile(r"s_c?branch"), re.compile(r"(\.LBB\d+_\d+)"), _GCN_MATRIX)
     instructions = [i for i in code if isinstance(i, Instruction)]
 
@@ -128,10 +151,7 @@ def _amd(kernel: Any) -> Figures:
         return max((next(b for n, b in _GCN_BITS.items() if n in o) for o in opcodes), default=0)
 
     return Figures(
-        registers=count("vgpr_count"),
-        spills=count("vgpr_spill_count"),
-        shared=kernel.metadata.shared,
-        matrix=_commonest_matrix(instructions, _GCN_MATRIX),
+        **dataclasses.asdict(_amd_resources(kernel)),
         body=len(body),
         body_matrix=sum(bool(_GCN_MATRIX.match(i.opcode)) for i in body),
         load_bits=widest("load"),

@@ -140,7 +140,7 @@ def test_another_triton_refuses_bfloat16_and_runs_the_rest(monkeypatch):
 
 
 def test_unrepaired_operations_are_refused():
-    with pytest.raises(Exception, match="create_atomic_rmw on bfloat16|atomic_add does not support bf16"):
+    with pytest.raises(Exception, match=r"create_atomic_rmw on bfloat16|atomic_add does not support bf16"):
         add_atomically[(1,)](torch.zeros(16, dtype=torch.bfloat16), BLOCK=16)
 
 

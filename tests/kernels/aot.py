@@ -1,0 +1,187 @@
+"""Compile every kernel for one GPU, in all types and tiles it can be launched with, and print what came of it as JSON.
+
+    python tests/kernels/aot.py sm_90
+
+A program of its own because a process either compiles kernels or interprets them; `test_compile.py` reads its output.
+The launchers run as they are, on tensors without data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from launches import CONV, DTYPES, Conv, short
+
+import triton_kernels
+from benchmarks.offline import compiling_for
+from benchmarks.static import resources
+from torchconv.geometry import AvgGeometry, PoolGeometry, fields_of
+from triton_kernels import configs
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+TF32 = "tf32"
+
+
+class Case(NamedTuple):
+    """One launch: a name for messages, the type that is multiplied or moved, and the call."""
+
+    name: str
+    dtype: str
+    launch: Callable[[], Any]
+
+
+def conv_cases(target: str) -> Iterator[Case]:
+    precisions: list[torch.dtype | str] = [*DTYPES, *([TF32] if target.startswith("sm") else [])]
+    for kind in precisions:
+        dtype = torch.float32 if isinstance(kind, str) else kind
+        for name in CONV:
+            table = configs.GRADIENT_TILES if name == "conv_wgrad" else configs.PRODUCT_TILES
+            for tile in table[dtype.itemsize]:
+                few = Conv(64, 3, tile.n, (28, 28), (5, 5), padding=2)
+                many = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
+                yield conv_case(name, kind, few, "contiguous", tile, bias=True)
+                yield conv_case(name, kind, many, "channels_last", tile)
+            # More than 2^31 elements, in the format whose addresses take more registers.
+            yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
+    branches = {
+        "1d": Conv(64, 32, 32, (100,), (3,), padding=1),
+        "3d": Conv(8, 32, 32, (16, 16, 16), (3, 3, 3), padding=1),
+        "strided": Conv(64, 32, 32, (33, 33), (3, 3), stride=2, padding=1),
+        "strided_and_dilated": Conv(64, 3, 7, (33, 35), (3, 5), stride=(2, 6), padding=3, dilation=(3, 4)),
+        "grouped": Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=4),
+        "depthwise": Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64),
+        "odd_channels": Conv(64, 37, 53, (29, 31), (3, 3), padding=1),
+    }
+    for dtype in (torch.float16, torch.float64):
+        for branch, conv in branches.items():
+            for name in CONV:
+                yield conv_case(name, dtype, conv, "contiguous" if branch == "1d" else "channels_last", note=branch)
+
+
+def conv_case(
+    name: str,
+    kind: torch.dtype | str,
+    conv: Conv,
+    format: str,
+    tile: configs.Tile | None = None,
+    bias: bool = False,
+    note: str = "",
+) -> Case:
+    dtype = torch.float32 if isinstance(kind, str) else kind
+
+    def launch() -> None:
+        x, w, g = conv.operands(dtype, "meta")
+        b = torch.empty(max(conv.channels, conv.outputs), dtype=dtype, device="meta") if bias else None
+        with contextlib.ExitStack() as stack:
+            if tile is not None:
+                stack.enter_context(configs.forced(tile))
+            if kind == TF32:
+                stack.enter_context(dot_precision(name, TF32))
+            conv.launch(name, x, w, g, b, conv.memory_format(format == "channels_last"))
+
+    label = f"{name} {note or conv} {format} {tile or ''}"
+    return Case(label, kind if isinstance(kind, str) else short(kind), launch)
+
+
+@contextlib.contextmanager
+def dot_precision(name: str, precision: str) -> Iterator[None]:
+    """What the launcher asks for on a GPU where torch allows it."""
+    module = importlib.import_module(f"triton_kernels.{name}")
+    original = module.dot_precision
+    module.dot_precision = lambda x: precision
+    try:
+        yield
+    finally:
+        module.dot_precision = original
+
+
+def pool_cases() -> Iterator[Case]:
+    square = ((64, 64, 32, 32), (2, 2, 2, 0, 1, False))
+    overlapping = ((64, 64, 32, 32), (2, 3, 2, 1, 1, False))
+    for dtype in DTYPES:
+        for format in FORMATS:
+            yield pool_case("2x2", dtype, square, format)
+            yield pool_case("3x3", dtype, overlapping, format, include_pad=False)
+            yield pool_case("big", dtype, ((40000, 64, 32, 32), overlapping[1]), format, include_pad=False)
+    for dtype in INTEGERS:
+        yield pool_case("integer", dtype, overlapping, "channels_last", include_pad=False)
+        yield pool_case("integer, divisor", dtype, overlapping, "contiguous", divisor=3)
+    for dtype in (torch.float16, torch.float64):
+        yield pool_case("1d", dtype, ((64, 64, 200), (1, 3, 2, 1, 1, False)), "contiguous", include_pad=False)
+        yield pool_case("3d", dtype, ((8, 16, 16, 16, 16), (3, 3, 2, 1, 1, True)), "contiguous", include_pad=False)
+        yield pool_case("289 taps", dtype, ((8, 16, 40, 40), (2, 17, 3, 8, 1, False)), "channels_last")
+        yield pool_case("dilated", dtype, ((8, 16, 40, 40), (2, 3, 2, 1, 2, False)), "channels_last", divisor=-5)
+
+
+def pool_case(
+    note: str,
+    dtype: torch.dtype,
+    pool: tuple[tuple[int, ...], tuple[Any, ...]],
+    format: str,
+    include_pad: bool = True,
+    divisor: int = 0,
+) -> Case:
+    shape, arguments = pool
+
+    def launch() -> None:
+        geometry = PoolGeometry.of_pool(shape, *arguments)
+        launch_pools(shape, dtype, geometry, FORMATS[format], include_pad, divisor)
+
+    return Case(f"pool {note} {format}", short(dtype), launch)
+
+
+def launch_pools(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    geometry: PoolGeometry,
+    memory_format: torch.memory_format,
+    include_pad: bool,
+    divisor: int,
+) -> None:
+    average = AvgGeometry(*fields_of(geometry), include_pad, divisor)  # type: ignore[arg-type]
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    y, offset = triton_kernels.max_pool(x, geometry, memory_format)
+    triton_kernels.max_pool_gather(x, offset, geometry, memory_format)
+    triton_kernels.avg_pool(x, average, memory_format)
+    if dtype.is_floating_point:
+        triton_kernels.max_pool_scatter(y, offset, geometry, memory_format)
+        triton_kernels.avg_pool_grad(y, average, memory_format)
+
+
+def results(target: str) -> Iterator[dict[str, Any]]:
+    """For each kernel that a case compiles, its switches and resources; for a case that fails, the error."""
+    seen: set[str] = set()
+    for case in (*conv_cases(target), *pool_cases()):
+        labels = {"case": case.name, "dtype": case.dtype}
+        try:
+            with compiling_for(target) as kernels:
+                case.launch()
+        except Exception as error:  # whatever the compiler throws is a result of this case
+            yield {**labels, "error": f"{type(error).__name__}: {error}"}
+            continue
+        for compiled in kernels:
+            if compiled.kernel.hash not in seen:
+                seen.add(compiled.kernel.hash)
+                switches = {name: value for name, value in compiled.constants.items() if isinstance(value, bool)}
+                yield {
+                    **labels,
+                    "kernel": compiled.name,
+                    "switches": switches,
+                    **dataclasses.asdict(resources(compiled.kernel)),
+                }
+
+
+if __name__ == "__main__":
+    for result in results(sys.argv[1]):
+        print(json.dumps(result), flush=True)
