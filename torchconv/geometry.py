@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 Ints = tuple[int, ...]
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
@@ -54,6 +55,8 @@ class ConvGeometry:
         kernel: spatial size of the weight.
         stride, padding, dilation: per spatial dimension; `padding` is the padding below index 0.
         groups: number of independent channel groups.
+        padding_mode: what lies outside the input: 'zeros', or the input itself by another index ('reflect' at its
+            edges, 'replicate' them, 'circular').
     """
 
     input: Ints
@@ -63,10 +66,21 @@ class ConvGeometry:
     padding: Ints
     dilation: Ints
     groups: int
+    padding_mode: str = "zeros"
 
     @property
     def rank(self) -> int:
         return len(self.kernel)
+
+    @property
+    def padded(self) -> Ints:
+        """The span of the lower padding, the input and all windows, which may reach beyond the input."""
+        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
+        return tuple(max((o - 1) * s + (k - 1) * d + 1, p + i) for i, o, k, s, p, d in sizes)
+
+    def of_padded(self) -> ConvGeometry:
+        """The same convolution of an input that has been padded already."""
+        return replace(self, input=self.padded, padding=(0,) * self.rank, padding_mode="zeros")
 
     def with_groups(self, groups: int) -> ConvGeometry:
         return replace(self, groups=groups)
@@ -79,6 +93,7 @@ class ConvGeometry:
         padding: int | Sequence[int] | str,
         dilation: int | Sequence[int],
         groups: int,
+        padding_mode: str = "zeros",
     ) -> ConvGeometry:
         """Geometry of `conv(input, weight)` from the shapes [N, C, *] and [O, C/groups, *kernel].
 
@@ -107,7 +122,10 @@ class ConvGeometry:
                 f"is too small for kernel {_by(kernel)} with dilation={dilations}, which spans {_by(extent)}; "
                 f"the output size would be {_by(output)}"
             )
-        return ConvGeometry(size, output, kernel, strides, lower, dilations, groups)
+        geometry = ConvGeometry(size, output, kernel, strides, lower, dilations, groups, padding_mode)
+        if padding_mode != "zeros":
+            _check_padding_mode(geometry)
+        return geometry
 
     @staticmethod
     def of_conv_transpose(
@@ -381,6 +399,21 @@ def _check_channels(
             f"given groups={groups} and weight of size {list(weight)}, expected input{list(input)} of a {kind} "
             f"to have {input_channels} channels, but got {input[1]} channels instead"
         )
+
+
+def _check_padding_mode(geometry: ConvGeometry) -> None:
+    mode = geometry.padding_mode
+    if mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={mode!r}")
+    # Reflection leaves out the edge itself; a circle goes round once.
+    spare = {"reflect": 1, "circular": 0}.get(mode)
+    for size, lower, padded in zip(geometry.input, geometry.padding, geometry.padded):
+        upper = padded - lower - size
+        if spare is not None and max(lower, upper) > size - spare:
+            raise RuntimeError(
+                f"padding should be {'less than' if spare else 'at most'} the input size for padding_mode={mode!r}, "
+                f"but got padding ({lower}, {upper}) of a dimension of size {size} in input {_by(geometry.input)}"
+            )
 
 
 def _named_padding(name: str, size: Ints, extent: Ints, stride: Ints) -> tuple[Ints, Ints]:

@@ -28,7 +28,7 @@ from torchconv.layout import memory_format
 _LIBRARY = torch.library.Library("torchconv", "DEF")
 _SIZES = "SymInt[] input, SymInt[] output, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _FIELDS: dict[type, str] = {
-    ConvGeometry: f"{_SIZES}, SymInt groups",
+    ConvGeometry: f"{_SIZES}, SymInt groups, str padding_mode",
     PoolGeometry: f"{_SIZES}, bool adaptive",
     AvgGeometry: f"{_SIZES}, bool adaptive, bool count_include_pad, SymInt divisor",
     FractionalGeometry: "SymInt[] input, SymInt[] output, SymInt[] kernel",
@@ -61,7 +61,7 @@ def _operator(
 
     def adapt(implementation: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            packed = geometry(*(tuple(a) if isinstance(a, Sequence) else a for a in args[-fields:]))
+            packed = geometry(*(tuple(a) if isinstance(a, list) else a for a in args[-fields:]))
             return implementation(*args[:-fields], packed, memory_format(*args[:by]))
 
         return run

@@ -41,6 +41,7 @@ def conv_fprop_kernel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
+    MODE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -71,7 +72,7 @@ def conv_fprop_kernel(
         c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
         kd, kh, kw = split_tap(tap[None, :], KERNEL)
         pixel, m_x = input_pixel(
-            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION
+            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
         )  # [BM, BK] or [BM, 1]
         m_x = m_x & m_m[:, None] & m_k[None, :]
         o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
@@ -108,6 +109,7 @@ def conv_fprop(
             y,
             N=x.shape[0],
             **lifted(geometry),
+            MODE=geometry.padding_mode,
             C=channels,
             O=outputs,
             CHANNELS_LAST=is_channels_last(memory_format),

@@ -41,6 +41,7 @@ def conv_wgrad_kernel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
+    MODE: tl.constexpr,
     BIAS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
@@ -88,7 +89,7 @@ def conv_wgrad_kernel(
         )
         g = tl.load(p_g + o_g, mask=m_m[:, None] & m_k[None, :], other=0.0)  # [BM, BK]
         pixel, m_x = input_pixel(
-            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION
+            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
         )  # [BK, BN]
         o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
         x = tl.load(p_x + o_x, mask=m_x & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
@@ -143,6 +144,7 @@ def conv_wgrad(
                 partial,
                 N=g.shape[0],
                 **lifted(geometry),
+                MODE=geometry.padding_mode,
                 LENGTH=length,
                 C=channels,
                 O=outputs,

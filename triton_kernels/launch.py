@@ -43,6 +43,8 @@ class Geometry(Protocol):
 class ConvGeometry(Geometry, Protocol):
     @property
     def groups(self) -> int: ...
+    @property
+    def padding_mode(self) -> str: ...
 
 
 class PoolGeometry(Geometry, Protocol):

@@ -73,6 +73,19 @@ def reduction_tile(
 
 
 @triton.jit
+def padded_position(i, SIZE, MODE: tl.constexpr):
+    """The position in the input that position i of the padded input repeats; with zeros for padding, i itself."""
+    if MODE == "reflect":
+        i = tl.where(i < 0, -i, i)
+        i = tl.where(i >= SIZE, 2 * (SIZE - 1) - i, i)
+    elif MODE == "replicate":
+        i = tl.minimum(tl.maximum(i, 0), SIZE - 1)
+    elif MODE == "circular":
+        i = tl.where(i < 0, i + SIZE, tl.where(i >= SIZE, i - SIZE, i))
+    return i
+
+
+@triton.jit
 def input_pixel(
     d,
     h,
@@ -86,11 +99,12 @@ def input_pixel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
+    MODE: tl.constexpr,
 ):
     """Flat input pixel that tap (kd, kh, kw) of output (d, h, w)'s window meets, and whether it lies in the input."""
-    i_d = d * STRIDE[0] - PADDING[0] + kd * DILATION[0]
-    i_h = h * STRIDE[1] - PADDING[1] + kh * DILATION[1]
-    i_w = w * STRIDE[2] - PADDING[2] + kw * DILATION[2]
+    i_d = padded_position(d * STRIDE[0] - PADDING[0] + kd * DILATION[0], D, MODE)
+    i_h = padded_position(h * STRIDE[1] - PADDING[1] + kh * DILATION[1], H, MODE)
+    i_w = padded_position(w * STRIDE[2] - PADDING[2] + kw * DILATION[2], W, MODE)
     inside = (i_d >= 0) & (i_d < D) & (i_h >= 0) & (i_h < H) & (i_w >= 0) & (i_w < W)
     return (i_d * H + i_h) * W + i_w, inside
 

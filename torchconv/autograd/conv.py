@@ -212,6 +212,24 @@ def _unfold(t: Tensor, dim: int, groups: int, batch: int) -> Tensor:
     return t.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
 
 
+def _unpadded(t: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The adjoint of padding by index: each element of the padding is added to the one that it repeats."""
+    for dim, (size, lower, padded) in enumerate(zip(geometry.input, geometry.padding, geometry.padded), start=2):
+        upper = padded - lower - size
+        before, middle, after = t.split((lower, size, upper), dim)
+        if geometry.padding_mode == "reflect":
+            images = ((before.flip(dim), 1), (after.flip(dim), size - 1 - upper))
+        elif geometry.padding_mode == "replicate":
+            images = ((before.sum(dim, keepdim=True), 0), (after.sum(dim, keepdim=True), size - 1))
+        else:
+            images = ((before, size - lower), (after, 0))
+        t = middle
+        for image, start in images:
+            around = (start, size - start - image.shape[dim])
+            t = t + torch.nn.functional.pad(image, (0, 0) * (t.dim() - 1 - dim) + around)
+    return t
+
+
 class _Conv(_Transforms, Conv):
     letters = "xwy"
 
@@ -231,6 +249,8 @@ def conv(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> T
 
 def conv_input_grad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable gradient of a convolution's input, or transposed convolution; see `ConvInputGrad`."""
+    if geometry.padding_mode != "zeros":
+        return _unpadded(conv_input_grad(g, w, bias, geometry.of_padded()), geometry)
     return (ConvInputGrad if torch.compiler.is_compiling() else _ConvInputGrad).apply(g, w, bias, geometry)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from torchconv.eager.windows import accumulation_dtype, crop, pad, padded_size, taps, windows
+from torchconv.eager.windows import accumulation_dtype, crop, pad, taps, windows
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
@@ -41,7 +41,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     n, pixels, channels = g.shape[0], math.prod(geometry.output), w.shape[1] * groups
     w_matrix = w.reshape(groups, w.shape[0] // groups, -1).to(dtype)  # [G, O/G, CK]
     g_matrix = g.reshape(n, groups, w_matrix.shape[1], pixels)
-    padded = g.new_zeros((n, channels, *padded_size(geometry)), dtype=dtype)
+    padded = g.new_zeros((n, channels, *geometry.padded), dtype=dtype)
     view = windows(padded, geometry)
     for part in _chunks(view):
         columns = (w_matrix.mT @ g_matrix[part].to(dtype)).view(-1, channels, *geometry.kernel, *geometry.output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ def conv2d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """2-D convolution (cross-correlation) of an input with a weight, as `torch.nn.functional.conv2d`.
 
@@ -27,13 +31,15 @@ def conv2d(
     et al. 1998).  Its gradients are `torchconv.autograd.conv_input_grad` and `conv_weight_grad`.
 
     Args:
-        input: [N, C, H, W] or [C, H, W], floating point.
+        input: [N, C, H, W] or [C, H, W], floating point or complex.
         weight: [O, C/groups, kH, kW], of the input's dtype and device.
         bias: [O] or None.
         stride: step between windows, in pixels; an int or one per dimension, as the next two.
         padding: zeros on either side, in pixels; or 'valid' for none; or 'same' for an output of the input's size.
         dilation: distance between the taps of a window, in pixels.
         groups: number of channel groups that do not see one another.
+        padding_mode: 'reflect', 'replicate' or 'circular' pads with the input itself instead of zeros; beyond torch,
+            whose modules make a padded copy for it.
 
     Returns:
         [N, O, H', W'] or [O, H', W'], where H' = ⌊(H + 2·padding − dilation·(kH − 1) − 1) / stride⌋ + 1.
@@ -41,7 +47,7 @@ def conv2d(
 
     Raises:
         RuntimeError: sizes, devices or dtypes that do not fit together, or a value out of range.
-        NotImplementedError: a dtype that is not floating point.
+        NotImplementedError: an integer dtype.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -49,7 +55,7 @@ def conv2d(
         >>> torchconv.functional.conv2d(x, w, stride=2, padding=2).shape
         torch.Size([8, 16, 16, 16])
     """
-    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
 def conv1d(
@@ -60,9 +66,11 @@ def conv1d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """1-D convolution: `conv2d` with one spatial dimension; input [N, C, L] or [C, L], weight [O, C/groups, k]."""
-    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
 def conv3d(
@@ -73,9 +81,11 @@ def conv3d(
     padding: Size | str = 0,
     dilation: Size = 1,
     groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """3-D convolution: `conv2d` with three spatial dimensions; input [N, C, D, H, W] or [C, D, H, W]."""
-    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups, padding_mode)
 
 
 def conv_transpose2d(
@@ -96,7 +106,7 @@ def conv_transpose2d(
     convolution's output (Dumoulin & Visin 2016, chapter 4).
 
     Args:
-        input: [N, O, H, W] or [O, H, W], floating point.
+        input: [N, O, H, W] or [O, H, W], floating point or complex.
         weight: [O, C/groups, kH, kW], of the input's dtype and device.
         bias: [C] or None.
         stride, padding, dilation: those of the convolution that this transposes, in pixels.
@@ -110,7 +120,7 @@ def conv_transpose2d(
 
     Raises:
         RuntimeError: sizes, devices or dtypes that do not fit together, or a value out of range.
-        NotImplementedError: a dtype that is not floating point.
+        NotImplementedError: an integer dtype.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -165,13 +175,14 @@ def _conv(
     padding: Size | str,
     dilation: Size,
     groups: int,
+    padding_mode: str,
 ) -> Tensor:
     input, weight, bias = _check_factors(name, rank, input, weight, bias)
 
     def run(x: Tensor) -> Tensor:
-        geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups)
+        geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
         _check_bias(bias, weight, weight.shape[0])
-        return autograd.conv(x, weight, bias, geometry)
+        return _over_complex(autograd.conv, x, weight, bias, geometry)
 
     return batched(name, rank, input, run)
 
@@ -195,9 +206,22 @@ def _conv_transpose(
             x.shape, weight.shape, stride, padding, output_padding, groups, dilation
         )
         _check_bias(bias, weight, weight.shape[1] * groups)
-        return autograd.conv_input_grad(x, weight, bias, geometry)
+        return _over_complex(autograd.conv_input_grad, x, weight, bias, geometry)
 
     return batched(name, rank, input, run)
+
+
+def _over_complex(
+    product: Callable[..., Tensor], x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry
+) -> Tensor:
+    """A product of real tensors; one of complex tensors is four of those: (a + bi)(c + di) = ac − bd + (ad + bc)i."""
+    if not x.is_complex():
+        return product(x, w, bias, geometry)
+    real, imaginary = (None, None) if bias is None else (bias.real, bias.imag)
+    return torch.complex(
+        product(x.real, w.real, real, geometry) - product(x.imag, w.imag, None, geometry),
+        product(x.real, w.imag, imaginary, geometry) + product(x.imag, w.real, None, geometry),
+    )
 
 
 def _check_factors(
@@ -228,9 +252,9 @@ def _check_factors(
                 f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
                 f"should be the same"
             )
-    if not tensors["input"].is_floating_point():
+    if not (tensors["input"].is_floating_point() or tensors["input"].is_complex()):
         raise NotImplementedError(
-            f"{name}(): not implemented for an input of dtype {input.dtype}; expected a floating-point type"
+            f"{name}(): not implemented for an input of dtype {input.dtype}; expected a floating-point or complex type"
         )
     return tensors["input"], tensors["weight"], tensors.get("bias")
 

@@ -20,11 +20,16 @@ class _Conv:
     function: Callable[..., Tensor]
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return type(self).function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return type(self).function(
+            input,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+        )
 
 
 class _ConvTranspose:
