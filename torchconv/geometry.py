@@ -13,12 +13,26 @@ and whatever lies outside the input counts as padding.  A geometry stores both t
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 Ints = tuple[int, ...]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` counts as an integer argument: as for torch, a bool does not, and an array only if it is one."""
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    if hasattr(value, "node"):  # a symbolic size (torch.SymInt, while tracing)
+        return True
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
@@ -29,8 +43,7 @@ def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
             values *= rank
     else:
         values = (value,) * rank
-    # A symbolic size (torch.SymInt, while tracing) is an integer without being an int.
-    if not all(hasattr(v, "__index__") or hasattr(v, "node") for v in values):
+    if not all(map(is_integer, values)):
         raise TypeError(f"{name} must be an int or a tuple of {rank} ints, but got {name}={value!r}")
     if len(values) != rank:
         raise RuntimeError(
@@ -296,10 +309,9 @@ class PoolGeometry:
         if min(lower) < 0:
             raise RuntimeError(f"pad must be non-negative, but got padding={lower}")
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
-        if any(p > e // 2 for p, e in zip(lower, extent)):
+        if any(p > k // 2 for p, k in zip(lower, kernel)):
             raise RuntimeError(
-                f"pad should be at most half of effective kernel size, "
-                f"but got padding={lower}, kernel_size={kernel} and dilation={dilations}"
+                f"pad should be at most half of kernel size, but got padding={lower} and kernel_size={kernel}"
             )
         if any(n <= 0 for n in input[1:]):
             raise RuntimeError(
@@ -378,6 +390,8 @@ def _steps(rank: int, stride: int | Sequence[int], dilation: int | Sequence[int]
         raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
     if min(dilations) <= 0:
         raise RuntimeError(f"dilation should be greater than zero, but got dilation={dilations}")
+    if not is_integer(groups):
+        raise TypeError(f"groups must be an int, but got groups={groups!r}")
     if groups <= 0:
         raise RuntimeError(f"non-positive groups is not supported, but got groups={groups}")
     return strides, dilations
@@ -391,6 +405,11 @@ def _check_channels(
         raise RuntimeError(
             f"expected weight of a {kind} with groups={groups} to have a positive multiple of {groups} as first size, "
             f"but got weight of size {list(weight)}"
+        )
+    if min(input[2:]) <= 0:
+        raise RuntimeError(
+            f"expected input of a {kind} whose sizes are all positive but for batch and channels, "
+            f"but got input of size {list(input)}"
         )
     if min(weight[2:]) <= 0:
         raise RuntimeError(f"kernel size should be greater than zero, but got weight of size {list(weight)}")

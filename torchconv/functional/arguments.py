@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Size = int | Sequence[int]
 AdaptiveSize = int | Sequence[int | None] | None
@@ -29,6 +33,14 @@ def check_tensor(name: str, argument: str, value: object) -> None:
         raise TypeError(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
 
 
-def check_dtype(name: str, supported: bool, input: Tensor) -> None:
-    if not supported:
-        raise NotImplementedError(f"{name}(): not implemented for an input of dtype {input.dtype}")
+def check_dtype(name: str, input: Tensor, *supported: torch.dtype) -> None:
+    if input.dtype not in supported:
+        raise NotImplementedError(
+            f"{name}(): not implemented for an input of dtype {input.dtype}; "
+            f"expected {', '.join(str(dtype).removeprefix('torch.') for dtype in supported)}"
+        )
+
+
+def check_bool(name: str, argument: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}(): argument '{argument}' must be bool, not {type(value).__name__}")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import AdaptiveSize, Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS, AdaptiveSize, Size, batched, check_bool, check_dtype, check_tensor
 from torchconv.functional.max_pool import _max_pool
-from torchconv.geometry import AvgGeometry, PoolGeometry, as_tuple
+from torchconv.geometry import AvgGeometry, PoolGeometry, as_tuple, is_integer
 
 
 def avg_pool2d(
@@ -183,7 +183,11 @@ def _avg_pool(
     dilation: Size,
 ) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input.is_floating_point() or input.dtype is torch.int64, input)
+    check_dtype(name, input, *FLOATS, torch.int64)
+    check_bool(name, "ceil_mode", ceil_mode)
+    check_bool(name, "count_include_pad", count_include_pad)
+    if divisor_override is not None and not is_integer(divisor_override):
+        raise TypeError(f"{name}(): divisor_override must be an int or None, but got {divisor_override!r}")
     if divisor_override == 0:
         raise RuntimeError(f"{name}(): divisor_override must not be zero")
 
@@ -197,7 +201,7 @@ def _avg_pool(
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input.is_floating_point(), input)
+    check_dtype(name, input, *FLOATS)
 
     def run(x: Tensor) -> Tensor:
         pool = PoolGeometry.of_adaptive(x.shape, rank, output_size)
@@ -210,7 +214,7 @@ def _lp_pool(
     name: str, rank: int, input: Tensor, p: float, kernel_size: Size, stride: Size | None, ceil_mode: bool
 ) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input.is_floating_point(), input)
+    check_dtype(name, input, *FLOATS)
     if p == 0:
         raise ValueError(f"norm_type must be a non-zero value, but got {p}")
     if math.isinf(p):

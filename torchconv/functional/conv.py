@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import Size, batched, check_tensor
+from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
 from torchconv.geometry import ConvGeometry
 
 
@@ -239,8 +239,9 @@ def _check_factors(
                 f"{name}(): expected all tensors to be on the same device, "
                 f"but input is on {input.device} and {argument} on {value.device}"
             )
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
+    device_type = input.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
         # As torch's autocast: every float but float64.
         tensors = {
             argument: value.to(dtype) if value.is_floating_point() and value.dtype is not torch.float64 else value
@@ -252,10 +253,7 @@ def _check_factors(
                 f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
                 f"should be the same"
             )
-    if not (tensors["input"].is_floating_point() or tensors["input"].is_complex()):
-        raise NotImplementedError(
-            f"{name}(): not implemented for an input of dtype {input.dtype}; expected a floating-point or complex type"
-        )
+    check_dtype(name, tensors["input"], *FLOATS, torch.complex64, torch.complex128)
     return tensors["input"], tensors["weight"], tensors.get("bias")
 
 

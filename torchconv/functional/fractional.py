@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
 from torchconv.geometry import FractionalGeometry, as_tuple
 
 Ratio = float | Sequence[float]
@@ -105,7 +105,7 @@ def _fractional(
     samples: Tensor | None,
 ) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input.is_floating_point(), input)
+    check_dtype(name, input, *FLOATS)
     if output_size is None and output_ratio is None:
         raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
     kernel = as_tuple(kernel_size, rank, "kernel_size")

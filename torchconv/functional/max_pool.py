@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import AdaptiveSize, Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import (
+    FLOATS,
+    INTEGERS,
+    AdaptiveSize,
+    Size,
+    batched,
+    check_bool,
+    check_dtype,
+    check_tensor,
+)
 from torchconv.geometry import PoolGeometry
 
 
@@ -188,7 +196,8 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input.dtype is not torch.bool and not input.is_complex(), input)
+    check_dtype(name, input, *FLOATS, *INTEGERS)
+    check_bool(name, "ceil_mode", ceil_mode)
 
     def run(x: Tensor) -> Any:
         geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
@@ -199,7 +208,7 @@ def _max_pool(
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input.is_floating_point(), input)
+    check_dtype(name, input, *FLOATS)
 
     def run(x: Tensor) -> Any:
         if x.shape[1] == 0:

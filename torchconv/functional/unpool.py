@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
 from torchconv.geometry import IndexGeometry, as_tuple
 
 
@@ -89,7 +89,7 @@ def _max_unpool(
 ) -> Tensor:
     check_tensor(name, "input", input)
     check_tensor(name, "indices", indices)
-    check_dtype(name, input.is_floating_point(), input)
+    check_dtype(name, input, *FLOATS)
     if indices.dtype is not torch.int64:
         raise RuntimeError(f"{name}(): elements in indices should be type int64 but got: {indices.dtype}")
     if indices.device != input.device:
