@@ -25,7 +25,7 @@ from launches import CONV, DTYPES, Conv, short
 import triton_kernels
 from benchmarks.offline import compiling_for
 from benchmarks.static import resources
-from torchconv.geometry import AvgGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
 from triton_kernels import configs
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -61,11 +61,14 @@ def conv_cases(target: str) -> Iterator[Case]:
         "strided_and_dilated": Conv(64, 3, 7, (33, 35), (3, 5), stride=(2, 6), padding=3, dilation=(3, 4)),
         "grouped": Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=4),
         "depthwise": Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64),
+        "reflect": Conv(64, 32, 32, (28, 28), (3, 3), padding=1, padding_mode="reflect"),
+        "replicate": Conv(64, 32, 32, (28, 28), (3, 3), padding=1, padding_mode="replicate"),
+        "circular": Conv(64, 3, 7, (28, 28), (5, 5), padding=2, padding_mode="circular"),
         "odd_channels": Conv(64, 37, 53, (29, 31), (3, 3), padding=1),
     }
     for dtype in (torch.float16, torch.float64):
         for branch, conv in branches.items():
-            for name in CONV:
+            for name in CONV if conv.padding_mode == "zeros" else ("conv_fprop", "conv_wgrad"):
                 yield conv_case(name, dtype, conv, "contiguous" if branch == "1d" else "channels_last", note=branch)
 
 
@@ -120,6 +123,7 @@ def pool_cases() -> Iterator[Case]:
     for dtype in (torch.float16, torch.float64):
         yield pool_case("1d", dtype, ((64, 64, 200), (1, 3, 2, 1, 1, False)), "contiguous", include_pad=False)
         yield pool_case("3d", dtype, ((8, 16, 16, 16, 16), (3, 3, 2, 1, 1, True)), "contiguous", include_pad=False)
+        yield pool_case("adaptive", dtype, ((64, 64, 32, 31), (2, (7, 35))), "channels_last", include_pad=False)
         yield pool_case("289 taps", dtype, ((8, 16, 40, 40), (2, 17, 3, 8, 1, False)), "channels_last")
         yield pool_case("dilated", dtype, ((8, 16, 40, 40), (2, 3, 2, 1, 2, False)), "channels_last", divisor=-5)
 
@@ -135,7 +139,8 @@ def pool_case(
     shape, arguments = pool
 
     def launch() -> None:
-        geometry = PoolGeometry.of_pool(shape, *arguments)
+        of = PoolGeometry.of_adaptive if len(arguments) == 2 else PoolGeometry.of_pool
+        geometry = of(shape, *arguments)
         launch_pools(shape, dtype, geometry, FORMATS[format], include_pad, divisor)
 
     return Case(f"pool {note} {format}", short(dtype), launch)
@@ -157,6 +162,9 @@ def launch_pools(
     if dtype.is_floating_point:
         triton_kernels.max_pool_scatter(y, offset, geometry, memory_format)
         triton_kernels.avg_pool_grad(y, average, memory_format)
+        starts = torch.empty(*shape[:2], sum(geometry.output), dtype=torch.int64, device="meta")
+        fractional = FractionalGeometry(geometry.input, geometry.output, geometry.kernel)
+        triton_kernels.fractional_max_pool(x, starts, fractional, memory_format)
 
 
 def results(target: str) -> Iterator[dict[str, Any]]:

@@ -34,11 +34,12 @@ class Conv(NamedTuple):
     padding: int | tuple[int, ...] | str = 0
     dilation: int | tuple[int, ...] = 1
     groups: int = 1
+    padding_mode: str = "zeros"
 
     @property
     def geometry(self) -> ConvGeometry:
         x, w = (self.batch, self.channels, *self.size), (self.outputs, self.channels // self.groups, *self.kernel)
-        return ConvGeometry.of_conv(x, w, self.stride, self.padding, self.dilation, self.groups)
+        return ConvGeometry.of_conv(x, w, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
     def operands(self, dtype: torch.dtype, device: torch.device | str = DEVICE) -> tuple[Tensor, Tensor, Tensor]:
         """x, w and the gradient of the result."""

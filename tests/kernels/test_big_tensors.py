@@ -10,7 +10,7 @@ import torch
 from launches import CONV, Conv
 
 import triton_kernels
-from torchconv.geometry import AvgGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
 from triton_kernels import INTERPRETED, configs
 
 if not INTERPRETED:
@@ -59,11 +59,13 @@ def test_convolution(monkeypatch, name, size, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("batch", [510, 513, 70000], ids=["just_below", "beyond", "far_beyond"])
-def test_pooling(batch, channels_last):
+@pytest.mark.parametrize("adaptive", [False, True], ids=["", "adaptive"])
+def test_pooling(batch, channels_last, adaptive):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    pool = PoolGeometry.of_pool((batch, 64, 256, 256), 2, (3, 2), (2, 1), 1, 1, False)
+    size = (batch, 64, 256, 256)
+    pool = PoolGeometry.of_adaptive(size, 2, 200) if adaptive else PoolGeometry.of_pool(size, 2, (3, 2), 2, 1, 1, False)
     average = AvgGeometry(*fields_of(pool), False, 0)
-    x = torch.empty(batch, 64, 256, 256, dtype=torch.float16, device="meta")
+    x = torch.empty(size, dtype=torch.float16, device="meta")
     y = torch.empty(batch, 64, *pool.output, dtype=torch.float16, device="meta")
     offset = y.to(torch.uint8)
     assert (x.numel() >= LIMIT) == (batch > 512)
@@ -73,6 +75,9 @@ def test_pooling(batch, channels_last):
         triton_kernels.max_pool_scatter(y, offset, pool, memory_format)
         triton_kernels.avg_pool(x, average, memory_format)
         triton_kernels.avg_pool_grad(y, average, memory_format)
+        fractional = FractionalGeometry(pool.input, pool.output, pool.kernel)
+        starts = torch.empty(batch, 64, sum(pool.output), dtype=torch.int64, device="meta")
+        triton_kernels.fractional_max_pool(x, starts, fractional, memory_format)
 
 
 def test_the_check_finds_an_overflow(monkeypatch):

@@ -24,7 +24,7 @@ def test_compile(target):
     compiled = [r for r in results if "kernel" in r]
 
     def complaint(r, what):
-        return f"{r['dtype']} {r['case']} {r.get('kernel', '')}: {what}"
+        return f"{target} {r['dtype']} {r['case']} {r.get('kernel', '')}: {what}"
 
     bad = [complaint(r, r["error"]) for r in results if "error" in r]
     bad += [complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in compiled if r["stack"]]

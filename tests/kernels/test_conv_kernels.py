@@ -72,17 +72,24 @@ GEOMETRIES = {
 }
 
 
+# Where the padding is the input by another index; the adjoint pads with zeros and is folded back by other code.
+PADDING_MODES = {
+    "1d_circular": Conv(2, 17, 3, (40,), (5,), stride=2, padding=4, padding_mode="circular"),
+    "2d_reflect": Conv(2, 3, 4, (5, 6), (3, 4), padding=(4, 2), dilation=(2, 1), padding_mode="reflect"),
+    "2d_replicate": Conv(2, 4, 6, (5, 6), (3, 4), stride=(2, 3), padding=5, groups=2, padding_mode="replicate"),
+    "3d_circular": Conv(2, 3, 4, (3, 4, 5), (2, 3, 2), padding=(3, 1, 2), padding_mode="circular"),
+}
 IN_FORMATS = [
-    pytest.param(conv, channels_last, id=f"{name}-{'channels_last' if channels_last else 'contiguous'}")
-    for name, conv in GEOMETRIES.items()
+    pytest.param(name, conv, channels_last, id=f"{name}-{case}-{'channels_last' if channels_last else 'contiguous'}")
+    for name in CONV
+    for case, conv in (GEOMETRIES if name == "conv_dgrad" else GEOMETRIES | PADDING_MODES).items()
     for channels_last in (False, True)
     if not (channels_last and len(conv.size) == 1)  # torch has no such format
 ]
 
 
 @pytest.mark.usefixtures("nan_filled")
-@pytest.mark.parametrize(("conv", "channels_last"), IN_FORMATS)
-@pytest.mark.parametrize("name", CONV)
+@pytest.mark.parametrize(("name", "conv", "channels_last"), IN_FORMATS)
 def test_geometries(name, conv, channels_last):
     x, w, g = conv.operands(torch.float32)
     with checking() as written:

@@ -9,8 +9,9 @@ from launches import DEVICE, DTYPES, checking, short
 from support import assert_close
 
 import triton_kernels
+from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager
-from torchconv.geometry import AvgGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -27,6 +28,13 @@ POOLS = {
     "2d_stride_skips_pixels": ((2, 3, 9, 10), (2, 2, (5, 3), 0, 1, False)),
     "2d_more_than_256_taps": ((1, 2, 20, 21), (2, 17, 1, 4, 1, False)),
     "3d": ((2, 3, 5, 6, 7), (3, (2, 3, 2), (1, 2, 2), (1, 1, 0), 1, False)),
+}
+# Sizes, then of_adaptive's rank and output_size: windows of two lengths, and more windows than positions.
+POOLS |= {
+    "1d_adaptive": ((2, 3, 47), (1, 9)),
+    "2d_adaptive": ((2, 3, 7, 10), (2, (3, 7))),
+    "2d_adaptive_to_more": ((2, 3, 3, 5), (2, (7, 8))),
+    "3d_adaptive": ((1, 2, 5, 4, 7), (3, (2, 6, 3))),
 }
 CHANNELS_LAST = {"2d": torch.channels_last, "3d": torch.channels_last_3d}
 IN_FORMATS = [
@@ -53,8 +61,14 @@ def same(a, b):
     torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
 
 
+def geometry_of(shape, arguments):
+    return (
+        PoolGeometry.of_adaptive(shape, *arguments) if len(arguments) == 2 else PoolGeometry.of_pool(shape, *arguments)
+    )
+
+
 def max_pool_matches(shape, arguments, memory_format, dtype):
-    geometry = PoolGeometry.of_pool(shape, *arguments)
+    geometry = geometry_of(shape, arguments)
     x = values(shape, dtype)
     with checking() as written:
         y, offset = triton_kernels.max_pool(x, geometry, memory_format)
@@ -79,7 +93,7 @@ def max_pool_matches(shape, arguments, memory_format, dtype):
 
 
 def avg_pool_matches(shape, arguments, memory_format, dtype, include_pad, divisor):
-    geometry = AvgGeometry(*fields_of(PoolGeometry.of_pool(shape, *arguments)), include_pad, divisor)
+    geometry = AvgGeometry(*fields_of(geometry_of(shape, arguments)), include_pad, divisor)
     x = torch.randint(0 if dtype is torch.uint8 else -9, 10, shape) if dtype in INTEGERS else torch.randn(shape)
     x = x.to(device=DEVICE, dtype=dtype)
     with checking() as written:
@@ -101,6 +115,8 @@ def avg_pool_matches(shape, arguments, memory_format, dtype, include_pad, diviso
 
 
 def windows_over_a_pixel(geometry):
+    if geometry.adaptive:
+        return math.prod(o // i + 1 for i, o in zip(geometry.input, geometry.output))
     return math.prod(-(-k // s) for k, s in zip(geometry.kernel, geometry.stride))
 
 
@@ -131,7 +147,29 @@ def test_avg_pool_of_every_type(pool, dtype):
     avg_pool_matches(*POOLS[pool], torch.channels_last, dtype, False, 0)
 
 
-@pytest.mark.parametrize("pool", ["2d_overlapping", "3d"])
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize(
+    ("size", "output", "kernel"),
+    [((50,), (14,), (3,)), ((9, 10), (5, 6), (2, 3)), ((5, 6, 7), (3, 4, 3), (2, 1, 3))],
+    ids=["1d", "2d", "3d"],
+)
+def test_fractional_max_pool(size, output, kernel, dtype):
+    geometry = FractionalGeometry(size, output, kernel)
+    memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}.get(len(size), torch.contiguous_format)
+    x = values((2, 3, *size), dtype)
+    ends = [torch.full((2, 3, o), i - k) for i, o, k in zip(size, output, kernel)]
+    starts = torch.cat([(torch.rand(end.shape) * (end + 1)).long() for end in ends], dim=2)
+    with checking() as written:
+        y, index = triton_kernels.fractional_max_pool(x, starts.to(DEVICE), geometry, memory_format)
+        written(y)
+        written(index)
+    expected, winners = eager_indexed.fractional_max_pool(x.cpu(), starts, geometry, memory_format)
+    same(y, expected)
+    same(index, winners)
+
+
+@pytest.mark.parametrize("pool", ["2d_overlapping", "2d_adaptive", "3d"])
 def test_offsets_of_64_bits(monkeypatch, pool):
     """The same values with the kernels' branch for big tensors, which no test can allocate."""
     launch = importlib.import_module("triton_kernels.launch")
@@ -142,7 +180,7 @@ def test_offsets_of_64_bits(monkeypatch, pool):
 
 def test_operands_of_any_strides():
     shape, arguments = POOLS["2d_overlapping"]
-    geometry = PoolGeometry.of_pool(shape, *arguments)
+    geometry = geometry_of(shape, arguments)
     wide = torch.full((*shape[::-1], 2), float("nan"), device=DEVICE)
     wide[..., 0] = torch.randn(shape[::-1])
     x = wide[..., 0].permute(3, 2, 1, 0)
@@ -157,7 +195,7 @@ def test_operands_of_any_strides():
 
 def test_the_same_bits_every_time():
     shape, arguments = POOLS["2d_overlapping"]
-    geometry = AvgGeometry(*fields_of(PoolGeometry.of_pool(shape, *arguments)), False, 0)
+    geometry = AvgGeometry(*fields_of(geometry_of(shape, arguments)), False, 0)
     x = torch.randn(shape, device=DEVICE)
 
     def run():
