@@ -224,6 +224,13 @@ def test_formulas(name, line):
     sides = unicodedata.normalize("NFKC", line).replace("·", "*").split(" = ")
     assert len(sides) >= 3
     assert {float(eval(side, {}, values)) for side in sides} == {float(sides[-1])}
+    if len(sides) == 4:  # the third side is the second with its values, also where they are multiplied by zero
+
+        def value(element: re.Match[str]) -> str:
+            number = int(eval(element[0], {}, values))
+            return f"({number})" if number < 0 else f"{number}"
+
+        assert re.sub(r"\w[\u0304]?\[\d,\d\]", value, sides[1]) == sides[2]
 
 
 def test_there_are_formulas():
@@ -231,8 +238,9 @@ def test_there_are_formulas():
 
 
 def test_residue_classes():
-    rows = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in examples()["residue classes"].splitlines())
-    rows = {name.split()[0]: cells.split() for name, cells in rows.items()}
+    labelled = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in examples()["residue classes"].splitlines())
+    rows = {label.split()[0]: cells.split() for label, cells in labelled.items()}
+    assert "class r = i mod 2" in labelled
     stride, kernel, padding = 2, 3, 1
     for i, classes, taps, outputs in zip(*(rows[key] for key in ("input", "class", "taps", "outputs"))):
         assert int(classes) == int(i) % stride
