@@ -259,6 +259,11 @@ def run_doctest(test: doctest.DocTest) -> None:
     assert not results.failed, "".join(report)
 
 
+def skip_if_compiled(code: str) -> None:
+    if "backend(" in code and torch.cuda.is_available():
+        pytest.skip("kernels are compiled in this process")
+
+
 def test_session_in_gradients():
     session = "\n".join(block for block in blocks(GRADIENTS, "python") if ">>>" in block)
     run_doctest(doctest.DocTestParser().get_doctest(session, {}, GRADIENTS.name, str(GRADIENTS), 0))
@@ -267,6 +272,7 @@ def test_session_in_gradients():
 @pytest.mark.parametrize("code", blocks(README, "python"))
 def test_python_in_readme(code):
     """It runs, and what convolves and pools in it is this package."""
+    skip_if_compiled(code)
     with Recorder() as recorder:
         exec(compile(code, str(README), "exec"), {})
     assert recorder.ours
@@ -290,8 +296,7 @@ def docstrings() -> list[Any]:
 
 @pytest.mark.parametrize("test", docstrings())
 def test_docstring_examples(test):
-    if "backend(" in test.docstring and torch.cuda.is_available():
-        pytest.skip("kernels are compiled in this process")
+    skip_if_compiled(test.docstring)
     test.globs.update(torch=torch, torchconv=torchconv, x=torch.randn(1, 1, 4, 4), w=torch.randn(1, 1, 3, 3))
     run_doctest(test)
 
