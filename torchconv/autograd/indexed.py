@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.pool import Transforms
+from torchconv.autograd.pool import Transforms, traced
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -82,7 +82,7 @@ class FractionalMaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, (inputs[0], output[1], IndexGeometry(inputs[2].input)))
+        _save(ctx, (inputs[0], output[1], traced(IndexGeometry(inputs[2].input), inputs[0])))
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod

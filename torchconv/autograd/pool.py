@@ -15,6 +15,7 @@ and divided by the window's size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
 
+def traced(geometry: Any, x: Tensor) -> Any:
+    """The geometry of `x`; while Dynamo traces, with the sizes of `x` read anew.
+
+    It traces a Function's forward and backward pass as two graphs, and a dynamic size in the second must come from a
+    tensor of the first: one computed outside of both is lost between them (torch 2.14: "does not belong to this Graph").
+    """
+    return replace(geometry, input=tuple(x.shape[2:])) if torch.compiler.is_compiling() else geometry
+
+
 class MaxPool(Function):
     """(y, offset): the greatest element of every window [N, C, *output], and the position of its tap in the window."""
 
@@ -35,7 +45,7 @@ class MaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+        ctx.geometry, ctx.format = traced(inputs[1], inputs[0]), memory_format(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -86,7 +96,7 @@ class AvgPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+        ctx.geometry, ctx.format = traced(inputs[1], inputs[0]), memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
