@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -118,19 +120,53 @@ def formats(t: Tensor) -> tuple[bool, bool]:
     return t.is_contiguous(), t.is_contiguous(memory_format=last)
 
 
-def example(name: str, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A small call of any function of this package: its tensors, and its other arguments."""
+def signature(name: str) -> str:
+    """Names, order and defaults of the arguments that a function of this package shares with torch's."""
+    return _written([p for p in inspect.signature(ours(name)).parameters.values() if p.kind is not p.KEYWORD_ONLY])
+
+
+def torchs_signature(name: str) -> str:
+    """The same of torch's: from Python, or from the first line of its documentation."""
+    documented = torchs(name).__doc__.strip().splitlines()[0].removesuffix(" -> Tensor")
+    if documented.startswith(name.removesuffix("_with_indices") + "("):
+        return documented.split("(", 1)[1]
+    return _written(list(inspect.signature(torchs(name)).parameters.values()))
+
+
+def _written(parameters: list[inspect.Parameter]) -> str:
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters) + ")"
+
+
+def example(
+    name: str, dtype: torch.dtype = torch.float32, larger: int = 0, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A small call of any function of this package: the tensors that it is differentiable in, and the other arguments.
+
+    Sizes differ from one another; batch and image are `larger` by so many.
+    """
     rank = int(re.search(r"(\d)d", name)[1])
-    x = torch.randn(3, 4, *(5, 7, 6)[:rank], dtype=dtype)
-    if "pool" in name:
-        return {"input": x}, {"output_size": (3, 2, 4)[:rank]} if "adaptive" in name else {
-            "kernel_size": 3,
-            "padding": 1,
-        }
-    kernel = (3, 2, 2)[:rank]
-    sizes = (4, 3, *kernel) if "transpose" in name else (6, 2, *kernel)
-    weight, bias = torch.randn(sizes, dtype=dtype), torch.randn(6, dtype=dtype)
-    return {"input": x, "weight": weight, "bias": bias}, {"stride": 2, "padding": 1, "groups": 2}
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, dtype=dtype, device=device)
+
+    # Unpooling a pooled odd size would need to be told.
+    size = (2 * n + 2 * larger for n in (3, 4, 5)) if "unpool" in name else (n + larger for n in (5, 7, 6))
+    x = randn(3 + larger, 4, *itertools.islice(size, rank))
+    if "conv" in name:
+        kernel = (3, 2, 2)[:rank]
+        weight = randn(4, 3, *kernel) if "transpose" in name else randn(6, 2, *kernel)
+        return {"input": x, "weight": weight, "bias": randn(6)}, {"stride": 2, "padding": 1, "groups": 2}
+    if "unpool" in name:
+        y, indices = torchs(f"max_pool{rank}d")(x, 2, return_indices=True)
+        return {"input": y}, {"indices": indices, "kernel_size": 2}
+    if "fractional" in name:
+        u = torch.rand(*x.shape[:2], rank, dtype=dtype, device=device)
+        return {"input": x}, {"kernel_size": 2, "output_size": (3, 4, 3)[:rank], "_random_samples": u}
+    if "adaptive" in name:
+        return {"input": x}, {"output_size": (3, 2, 4)[:rank]}
+    if "lp_pool" in name:
+        return {"input": x}, {"norm_type": 2, "kernel_size": 2}
+    return {"input": x}, {"kernel_size": 3, "padding": 1}
 
 
 class Recorder(TorchDispatchMode):

@@ -1,6 +1,5 @@
 """Convolution and transposed convolution against torch.nn.functional: values, gradients, dtypes, layouts, formats."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +18,9 @@ from support import (
     ours,
     rank_of,
     reference,
+    signature,
     torchs,
+    torchs_signature,
 )
 from torch import Tensor
 
@@ -368,10 +369,4 @@ def test_autocast_of_mixed_types():
 
 @pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
 def test_signature(name):
-    """Names, order and defaults of the arguments, from the first line of torch's documentation; ours beyond it last."""
-    signature = ", ".join(
-        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
-        for parameter in inspect.signature(ours(name)).parameters.values()
-        if parameter.kind is not parameter.KEYWORD_ONLY
-    )
-    assert f"{name}({signature}) -> Tensor" == torchs(name).__doc__.strip().splitlines()[0]
+    assert signature(name) == torchs_signature(name)

@@ -1,6 +1,5 @@
 """Max and average pooling against torch.nn.functional: values, indices, gradients, dtypes, layouts, formats."""
 
-import inspect
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +10,6 @@ from support import (
     HALF,
     LAYOUTS,
     MAX_POOL,
-    POOL,
     assert_close,
     formats,
     laid_out,
@@ -20,9 +18,13 @@ from support import (
     ours,
     rank_of,
     reference,
+    signature,
     torchs,
+    torchs_signature,
 )
 from torch import Tensor
+
+from torchconv import functional
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -359,12 +361,6 @@ def test_half_precision_sums_in_float32(device, name, dtype):
     assert ours(name)(x.to(device), kernel).item() == torch.tensor(2072 / 25, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", [*POOL, *(f"{name}_with_indices" for name in MAX_POOL)])
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if "pool" in name])
 def test_signature(name):
-    """Names, order and defaults of the arguments, from the first line of torch's documentation."""
-    signature = ", ".join(
-        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default}"
-        for parameter in inspect.signature(ours(name)).parameters.values()
-    )
-    documented = torchs(name).__doc__.strip().splitlines()[0].removesuffix(" -> Tensor")
-    assert f"{name.removesuffix('_with_indices')}({signature})" == documented
+    assert signature(name) == torchs_signature(name)
