@@ -3,7 +3,7 @@
 One convention serves all layers and every rank.  Along each spatial dimension, output position `o` and kernel tap `k`
 meet input position
 
-    i = o · stride − padding + k · dilation                        (Dumoulin & Visin 2016, relationship 6)
+    i = o · stride − padding + k · dilation                        (Dumoulin & Visin 2016, chapters 2 and 3)
 
 and whatever lies outside the input counts as padding.  A geometry stores both the input and the output size, so
 `padding` is the *lower* padding alone: the upper padding is whatever the output size implies.  That covers padding
@@ -184,6 +184,28 @@ class ConvGeometry:
                 f"padding={lower}, dilation={dilations} and output_padding={extra} give {_by(result)}"
             )
         return ConvGeometry(result, size, kernel, strides, lower, dilations, groups)
+
+
+@dataclass(frozen=True)
+class BlockGeometry(ConvGeometry):
+    """A convolution whose output is pooled by windows that tile it.
+
+    Attributes:
+        pool: size of the windows, and the step between them; what is left over at the upper ends is dropped.
+    """
+
+    pool: Ints = ()
+
+    @property
+    def pooled(self) -> Ints:
+        return tuple(o // p for o, p in zip(self.output, self.pool))
+
+    def of_conv_alone(self) -> ConvGeometry:
+        return ConvGeometry(*(getattr(self, name) for name in fields_of(ConvGeometry)))  # type: ignore[call-overload]
+
+    def of_pool_alone(self) -> PoolGeometry:
+        ones, zeros = (1,) * self.rank, (0,) * self.rank
+        return PoolGeometry(self.output, self.pooled, self.pool, self.pool, zeros, ones, False)
 
 
 class Axis(NamedTuple):

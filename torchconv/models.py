@@ -37,6 +37,8 @@ class LeNet5(torch.nn.Module):
         in_channels: 1 (grey) or 3 (colour).
         image_size: height and width of the images, 28 or 32.
         num_classes: length of the output.
+        fused: run convolution, ReLU and pooling as one block, :class:`torchconv.nn.ConvReLUMaxPool2d`, which keeps
+            less for the backward pass; it is this package's alone.
         nn: the namespace that the layers come from, `torchconv.nn` or `torch.nn`. Parameters have the same
             names, shapes and initial values in both, so weights move freely between them.
 
@@ -52,7 +54,12 @@ class LeNet5(torch.nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 1, image_size: int = 28, num_classes: int = 10, nn: ModuleType = torchconv_nn
+        self,
+        in_channels: int = 1,
+        image_size: int = 28,
+        num_classes: int = 10,
+        nn: ModuleType = torchconv_nn,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         if in_channels not in (1, 3):
@@ -63,9 +70,18 @@ class LeNet5(torch.nn.Module):
             raise ValueError(f"num_classes is {num_classes!r}; expected a positive integer")
         self.input_shape = (in_channels, image_size, image_size)
 
+        if fused and nn is not torchconv_nn:
+            raise ValueError(f"fused is True, and nn is {nn.__name__}; the fused block is torchconv.nn's alone")
+        padding = (32 - image_size) // 2
         self.features = nn.Sequential(
+            # The blocks' parameters have the names, shapes and initial values of the convolutions'.
             OrderedDict(
-                conv1=nn.Conv2d(in_channels, 6, 5, padding=(32 - image_size) // 2),
+                conv1=nn.ConvReLUMaxPool2d(in_channels, 6, 5, padding=padding),
+                conv2=nn.ConvReLUMaxPool2d(6, 16, 5),
+            )
+            if fused
+            else OrderedDict(
+                conv1=nn.Conv2d(in_channels, 6, 5, padding=padding),
                 relu1=nn.ReLU(),
                 pool1=nn.MaxPool2d(2),
                 conv2=nn.Conv2d(6, 16, 5),

@@ -19,16 +19,26 @@ import torch
 from torch import Tensor
 
 from torchconv.backend import current_backend, interpreted_kernels
+from torchconv.eager import block as eager_block
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager_pool
-from torchconv.geometry import AvgGeometry, ConvGeometry, FractionalGeometry, IndexGeometry, PoolGeometry, fields_of
+from torchconv.geometry import (
+    AvgGeometry,
+    BlockGeometry,
+    ConvGeometry,
+    FractionalGeometry,
+    IndexGeometry,
+    PoolGeometry,
+    fields_of,
+)
 from torchconv.layout import memory_format
 
 _LIBRARY = torch.library.Library("torchconv", "DEF")
 _SIZES = "SymInt[] input, SymInt[] output, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _FIELDS: dict[type, str] = {
     ConvGeometry: f"{_SIZES}, SymInt groups, str padding_mode",
+    BlockGeometry: f"{_SIZES}, SymInt groups, str padding_mode, SymInt[] pool",
     PoolGeometry: f"{_SIZES}, bool adaptive",
     AvgGeometry: f"{_SIZES}, bool adaptive, bool count_include_pad, SymInt divisor",
     FractionalGeometry: "SymInt[] input, SymInt[] output, SymInt[] kernel",
@@ -120,6 +130,25 @@ def _wgrad_shape(
     return _empty(g, size, format), g.new_empty(g.shape[1] if with_bias else 0)
 
 
+def _block_shape(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry, format: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    size = (x.shape[0], w.shape[0], *geometry.pooled)
+    return _empty(x, size, format), _empty(x, size, format, torch.uint8)
+
+
+def _block_dgrad_shape(
+    g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format: torch.memory_format
+) -> Tensor:
+    return _dgrad_shape(g, w, None, geometry, format)
+
+
+def _block_wgrad_shape(
+    x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry, format: torch.memory_format
+) -> tuple[Tensor, Tensor]:
+    return _wgrad_shape(x, g, with_bias, geometry, format)
+
+
 def _max_pool_shape(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
     size = (*x.shape[:2], *geometry.output)
     return _empty(x, size, format), _empty(x, size, format, eager_pool.offset_dtype(geometry))
@@ -157,6 +186,27 @@ conv_wgrad = _operator(
     ConvGeometry,
     _wgrad_shape,
     eager_conv.wgrad,
+    by=2,
+)
+block_fprop = _operator(
+    "block_fprop(Tensor x, Tensor w, Tensor? bias) -> (Tensor, Tensor)",
+    BlockGeometry,
+    _block_shape,
+    eager_block.fprop,
+    by=2,
+)
+block_dgrad = _operator(
+    "block_dgrad(Tensor g, Tensor winner, Tensor w) -> Tensor",
+    BlockGeometry,
+    _block_dgrad_shape,
+    eager_block.dgrad,
+    by=3,
+)
+block_wgrad = _operator(
+    "block_wgrad(Tensor x, Tensor g, Tensor winner, bool with_bias) -> (Tensor, Tensor)",
+    BlockGeometry,
+    _block_wgrad_shape,
+    eager_block.wgrad,
     by=2,
 )
 max_pool = _operator("max_pool(Tensor x) -> (Tensor, Tensor)", PoolGeometry, _max_pool_shape, eager_pool.max_pool, by=1)
@@ -202,6 +252,9 @@ max_unpool = _operator(
     by=1,
     algebra=True,
 )
+
+# The block's winner where no element of the window is positive.
+DEAD = eager_block.DEAD
 
 # No operator: elementwise on every device, and so that tracing and vmap see through it.
 winner_index = eager_pool.winner_index

@@ -6,6 +6,7 @@ spatial dimensions run as three with unit sizes.  Nothing here knows of autograd
 input gives the same bits.
 """
 
+from triton_kernels.block import block_dgrad, block_fprop, block_wgrad
 from triton_kernels.conv_dgrad import conv_dgrad
 from triton_kernels.conv_fprop import conv_fprop
 from triton_kernels.conv_wgrad import conv_wgrad
@@ -19,6 +20,9 @@ __all__ = [
     "INTERPRETED",
     "avg_pool",
     "avg_pool_grad",
+    "block_dgrad",
+    "block_fprop",
+    "block_wgrad",
     "conv_dgrad",
     "conv_fprop",
     "conv_wgrad",

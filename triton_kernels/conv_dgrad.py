@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -20,8 +21,9 @@ from triton_kernels.launch import (
     needs_int64,
     on_device_of,
     product,
+    three,
 )
-from triton_kernels.tiles import channel_offset, split_pixel, window_offset
+from triton_kernels.tiles import channel_offset, load_gradient, split_pixel, window_offset
 
 
 @triton.jit
@@ -49,6 +51,7 @@ def residue_taps(
 @triton.jit
 def conv_dgrad_kernel(
     p_g,
+    p_winner,
     p_w,
     p_bias,
     p_x,
@@ -66,6 +69,7 @@ def conv_dgrad_kernel(
     PADDING: tl.constexpr,
     DILATION: tl.constexpr,
     STEP: tl.constexpr,
+    POOL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -79,7 +83,7 @@ def conv_dgrad_kernel(
 
     Input positions of one residue class i mod stride are reached by the same taps, every one of which meets a whole
     output position: each class is a dense convolution of g at stride 1, and no multiply is spent on the holes between.
-    A class that no tap reaches gets the bias alone.
+    A class that no tap reaches gets the bias alone.  With `p_winner`, g is given through its pooling: `load_gradient`.
 
     For a class and a group: rows m = (n, i), columns c, reduction (o, k).  One program computes the tile x̄ [BM, BN]
     from tiles g [BM, BK] and w [BK, BN].  C and O are the channels of one group.  The grid is (classes · row tiles ·
@@ -119,9 +123,22 @@ def conv_dgrad_kernel(
         ow = (qw + ow0)[:, None] - (tw * (STEP[2] * DILATION[2] // STRIDE[2]))[None, :]
         m_g = (od >= 0) & (od < OD) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
         m_g = m_g & m_m[:, None] & m_k[None, :]
-        pixel = (od * OH + oh) * OW + ow
-        o_g = channel_offset(n[:, None], (group * O + o)[None, :], pixel, groups * O, OD * OH * OW, CHANNELS_LAST)
-        g = tl.load(p_g + o_g, mask=m_g, other=0.0)  # [BM, BK]
+        g = load_gradient(
+            p_g,
+            p_winner,
+            n[:, None],
+            (group * O + o)[None, :],
+            od,
+            oh,
+            ow,
+            groups * O,
+            OD,
+            OH,
+            OW,
+            m_g,
+            POOL,
+            CHANNELS_LAST,
+        )  # [BM, BK]
         k_w = ((kd0 + td * STEP[0]) * KERNEL[1] + kh0 + th * STEP[1]) * KERNEL[2] + kw0 + tw * STEP[2]
         o_w = (group * O + o).to(o_m.dtype)[:, None] * (C * TAPS) + window_offset(
             o_n[None, :], k_w[:, None], C, TAPS, CHANNELS_LAST
@@ -142,6 +159,19 @@ def conv_dgrad(
     g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, memory_format: torch.memory_format
 ) -> Tensor:
     """x̄ = g ⊛ flip(w) + bias, with g [N, O, *output], w [O, C/groups, *kernel], bias [C] or None, x̄ [N, C, *input]."""
+    return launch_dgrad(g, None, w, bias, geometry, (), memory_format)
+
+
+def launch_dgrad(
+    g: Tensor,
+    winner: Tensor | None,
+    w: Tensor,
+    bias: Tensor | None,
+    geometry: ConvGeometry,
+    pool: Sequence[int],
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """`conv_dgrad`, of a gradient that is given through its pooling by `pool` if there are winners."""
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
     x = empty(g, (g.shape[0], channels * geometry.groups, *geometry.input), memory_format, g.dtype)
     if x.numel() == 0:
@@ -156,6 +186,7 @@ def conv_dgrad(
     with on_device_of(g):
         conv_dgrad_kernel[grid](
             g.contiguous(memory_format=memory_format),
+            winner if winner is None else winner.contiguous(memory_format=memory_format),
             w.contiguous(memory_format=memory_format),
             bias if bias is None else bias.contiguous(),
             x,
@@ -163,6 +194,7 @@ def conv_dgrad(
             **arguments,
             C=channels,
             O=outputs,
+            POOL=three(pool, 1),
             # Tap k reaches a class if k·dilation ≡ r + padding (mod stride): every STEP-th tap does, or none.
             STEP=tuple(s // math.gcd(s, d) for s, d in zip(strides, dilations)),
             CHANNELS_LAST=is_channels_last(memory_format),

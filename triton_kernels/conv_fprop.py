@@ -23,6 +23,63 @@ from triton_kernels.tiles import channel_offset, input_pixel, reduction_tile, sp
 
 
 @triton.jit
+def fprop_tile(
+    p_x,
+    p_w,
+    p_bias,
+    n,
+    od,
+    oh,
+    ow,
+    o_n,
+    N,
+    ID,
+    IH,
+    IW,
+    C: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    MODE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """bias[o] + Σ_{c,k} x[n, c, p·stride − padding + k·dilation] · w[o, c, k]: [BM, BN]
+
+    Rows are the output pixels (n, od, oh, ow) [BM], columns the output channels o_n [BN] of the program's group; the
+    reduction over (c, k) walks tiles x [BM, BK] and w [BK, BN].
+    """
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    group, groups = tl.program_id(1), tl.num_programs(1)
+    m_m, m_n = n < N, o_n < O
+    acc = tl.zeros([BM, BN], dtype=ACC)
+    STEPS: tl.constexpr = (C * TAPS + BK - 1) // BK if FLAT else TAPS * ((C + BK - 1) // BK)
+    for step in range(STEPS):
+        c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
+        kd, kh, kw = split_tap(tap[None, :], KERNEL)
+        pixel, m_x = input_pixel(
+            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
+        )  # [BM, BK] or [BM, 1]
+        m_x = m_x & m_m[:, None] & m_k[None, :]
+        o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
+        x = tl.load(p_x + o_x, mask=m_x, other=0.0)  # [BM, BK]
+        o_w = (group * O + o_n)[None, :] * (C * TAPS) + window_offset(c, tap, C, TAPS, CHANNELS_LAST)[:, None]
+        w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
+        acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
+
+    if p_bias is not None:
+        acc += tl.load(p_bias + group * O + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
+    return acc
+
+
+@triton.jit
 def conv_fprop_kernel(
     p_x,
     p_w,
@@ -58,7 +115,6 @@ def conv_fprop_kernel(
 
     The grid is (row tiles · column tiles, groups), columns fastest: programs that run together share their x tiles.
     """
-    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
     pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     o_m = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
@@ -66,23 +122,34 @@ def conv_fprop_kernel(
     n, od, oh, ow = split_pixel(o_m, OD, OH, OW)
     m_m, m_n = n < N, o_n < O
 
-    acc = tl.zeros([BM, BN], dtype=ACC)
-    STEPS: tl.constexpr = (C * TAPS + BK - 1) // BK if FLAT else TAPS * ((C + BK - 1) // BK)
-    for step in range(STEPS):
-        c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
-        kd, kh, kw = split_tap(tap[None, :], KERNEL)
-        pixel, m_x = input_pixel(
-            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
-        )  # [BM, BK] or [BM, 1]
-        m_x = m_x & m_m[:, None] & m_k[None, :]
-        o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
-        x = tl.load(p_x + o_x, mask=m_x, other=0.0)  # [BM, BK]
-        o_w = (group * O + o_n)[None, :] * (C * TAPS) + window_offset(c, tap, C, TAPS, CHANNELS_LAST)[:, None]
-        w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
-        acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
-
-    if p_bias is not None:
-        acc += tl.load(p_bias + group * O + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
+    acc = fprop_tile(
+        p_x,
+        p_w,
+        p_bias,
+        n,
+        od,
+        oh,
+        ow,
+        o_n,
+        N,
+        ID,
+        IH,
+        IW,
+        C,
+        O,
+        KERNEL,
+        STRIDE,
+        PADDING,
+        DILATION,
+        MODE,
+        CHANNELS_LAST,
+        FLAT,
+        PRECISION,
+        ACC,
+        BM,
+        BN,
+        BK,
+    )
     pixel = (od * OH + oh) * OW + ow
     o_y = channel_offset(
         n[:, None], (group * O + o_n)[None, :], pixel[:, None], groups * O, OD * OH * OW, CHANNELS_LAST

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -18,14 +20,16 @@ from triton_kernels.launch import (
     needs_int64,
     on_device_of,
     product,
+    three,
 )
-from triton_kernels.tiles import channel_offset, input_pixel, split_pixel, split_tap
+from triton_kernels.tiles import channel_offset, input_pixel, load_gradient, split_pixel, split_tap
 
 
 @triton.jit
 def conv_wgrad_kernel(
     p_x,
     p_g,
+    p_winner,
     p_partial,
     N,
     ID,
@@ -43,6 +47,7 @@ def conv_wgrad_kernel(
     DILATION: tl.constexpr,
     MODE: tl.constexpr,
     BIAS: tl.constexpr,
+    POOL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -59,7 +64,7 @@ def conv_wgrad_kernel(
 
     `p_partial` is [splits, groups·O·C·taps], and with BIAS groups·O more: the programs of the first column tile add
     up the g that they read anyway.  The grid is (row tiles · column tiles, groups, splits), rows fastest: programs
-    that run together share their x tiles.
+    that run together share their x tiles.  With `p_winner`, g is given through its pooling; see `load_gradient`.
     """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     ROW_TILES: tl.constexpr = (O + BM - 1) // BM
@@ -79,15 +84,22 @@ def conv_wgrad_kernel(
     for o_k in range(start, start + LENGTH, BK):
         n, od, oh, ow = split_pixel(o_k + tl.arange(0, BK), OD, OH, OW)  # [BK]
         m_k = n < N
-        o_g = channel_offset(
+        g = load_gradient(
+            p_g,
+            p_winner,
             n[None, :],
             (group * O + o_m)[:, None],
-            ((od * OH + oh) * OW + ow)[None, :],
+            od[None, :],
+            oh[None, :],
+            ow[None, :],
             groups * O,
-            OD * OH * OW,
+            OD,
+            OH,
+            OW,
+            m_m[:, None] & m_k[None, :],
+            POOL,
             CHANNELS_LAST,
-        )
-        g = tl.load(p_g + o_g, mask=m_m[:, None] & m_k[None, :], other=0.0)  # [BM, BK]
+        )  # [BM, BK]
         pixel, m_x = input_pixel(
             od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
         )  # [BK, BN]
@@ -127,6 +139,19 @@ def conv_wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, memory_format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
     """w̄ [O, C/groups, *kernel], and b̄ [O] (or, without it, [0]); x is [N, C, *input], g [N, O, *output]."""
+    return launch_wgrad(x, g, None, with_bias, geometry, (), memory_format)
+
+
+def launch_wgrad(
+    x: Tensor,
+    g: Tensor,
+    winner: Tensor | None,
+    with_bias: bool,
+    geometry: ConvGeometry,
+    pool: Sequence[int],
+    memory_format: torch.memory_format,
+) -> tuple[Tensor, Tensor]:
+    """`conv_wgrad`, of a gradient that is given through its pooling by `pool` if there are winners."""
     channels, outputs = x.shape[1] // geometry.groups, g.shape[1] // geometry.groups
     w = empty(g, (g.shape[1], channels, *geometry.kernel), memory_format, g.dtype)
     bias = g.new_empty(g.shape[1] if with_bias else 0)
@@ -141,6 +166,7 @@ def conv_wgrad(
             conv_wgrad_kernel[grid](
                 x.contiguous(memory_format=memory_format),
                 g.contiguous(memory_format=memory_format),
+                winner if winner is None else winner.contiguous(memory_format=memory_format),
                 partial,
                 N=g.shape[0],
                 **lifted(geometry),
@@ -149,6 +175,7 @@ def conv_wgrad(
                 C=channels,
                 O=outputs,
                 BIAS=with_bias,
+                POOL=three(pool, 1),
                 CHANNELS_LAST=is_channels_last(memory_format),
                 WIDE=needs_int64(x, g, slack=splits * length * max(x.shape[1], g.shape[1])),
                 PRECISION=dot_precision(g),

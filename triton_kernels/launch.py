@@ -47,6 +47,11 @@ class ConvGeometry(Geometry, Protocol):
     def padding_mode(self) -> str: ...
 
 
+class BlockGeometry(ConvGeometry, Protocol):
+    @property
+    def pool(self) -> Sequence[int]: ...
+
+
 class PoolGeometry(Geometry, Protocol):
     @property
     def adaptive(self) -> bool: ...

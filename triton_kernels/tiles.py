@@ -110,6 +110,42 @@ def input_pixel(
 
 
 @triton.jit
+def load_gradient(
+    p_g,
+    p_winner,
+    n,
+    o,
+    d,
+    h,
+    w,
+    channels,
+    D,
+    H,
+    W,
+    mask,
+    POOL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """The gradient g[n, o, (d, h, w)] of a convolution's output.
+
+    With `p_winner`, p_g holds the gradient of that output's pooling by windows of POOL: an element has its window's
+    gradient if it is the winner there, else 0, so the gradient of the convolution's output need not exist in memory.
+    """
+    if p_winner is None:
+        pixel = (d * H + h) * W + w
+        return tl.load(p_g + channel_offset(n, o, pixel, channels, D * H * W, CHANNELS_LAST), mask=mask, other=0.0)
+    else:  # noqa: RET505
+        PD, PH, PW = D // POOL[0], H // POOL[1], W // POOL[2]
+        pd, ph, pw = d // POOL[0], h // POOL[1], w // POOL[2]
+        inside = mask & (pd < PD) & (ph < PH) & (pw < PW)
+        offset = channel_offset(n, o, (pd * PH + ph) * PW + pw, channels, PD * PH * PW, CHANNELS_LAST)
+        tap = (d % POOL[0] * POOL[1] + h % POOL[1]) * POOL[2] + w % POOL[2]
+        g = tl.load(p_g + offset, mask=inside, other=0.0)
+        winner = tl.load(p_winner + offset, mask=inside, other=0)
+        return tl.where(winner.to(tl.int32) == tap, g, tl.zeros_like(g))
+
+
+@triton.jit
 def axis_position(
     o,
     k,

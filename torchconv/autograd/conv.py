@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
+from torchconv.autograd.tracing import traced
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -244,19 +245,19 @@ class _ConvWeightGrad(_Transforms, ConvWeightGrad):
 
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable convolution; see `Conv`."""
-    return (Conv if torch.compiler.is_compiling() else _Conv).apply(x, w, bias, geometry)
+    return (Conv if traced() else _Conv).apply(x, w, bias, geometry)
 
 
 def conv_input_grad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable gradient of a convolution's input, or transposed convolution; see `ConvInputGrad`."""
     if geometry.padding_mode != "zeros":
         return _unpadded(conv_input_grad(g, w, bias, geometry.of_padded()), geometry)
-    return (ConvInputGrad if torch.compiler.is_compiling() else _ConvInputGrad).apply(g, w, bias, geometry)
+    return (ConvInputGrad if traced() else _ConvInputGrad).apply(g, w, bias, geometry)
 
 
 def conv_weight_grad(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable gradients of a convolution's weight and bias; see `ConvWeightGrad`."""
-    return (ConvWeightGrad if torch.compiler.is_compiling() else _ConvWeightGrad).apply(x, g, with_bias, geometry)
+    return (ConvWeightGrad if traced() else _ConvWeightGrad).apply(x, g, with_bias, geometry)
 
 
 _PRODUCTS: dict[str, Callable[..., Any]] = {"xwy": conv, "ywx": conv_input_grad, "xyw": conv_weight_grad}

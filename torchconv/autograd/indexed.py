@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.pool import Transforms, traced
+from torchconv.autograd.pool import Transforms, measured
+from torchconv.autograd.tracing import traced
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -82,7 +82,7 @@ class FractionalMaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, (inputs[0], output[1], traced(IndexGeometry(inputs[2].input), inputs[0])))
+        _save(ctx, (inputs[0], output[1], measured(IndexGeometry(inputs[2].input), inputs[0])))
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
@@ -115,22 +115,22 @@ class _FractionalMaxPool(Transforms, FractionalMaxPool):
 
 def index_gather(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable gather by index; see `IndexGather`."""
-    return (IndexGather if torch.compiler.is_compiling() else _IndexGather).apply(x, index, geometry)
+    return (IndexGather if traced() else _IndexGather).apply(x, index, geometry)
 
 
 def index_scatter(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable sum by index; see `IndexScatter`."""
-    return (IndexScatter if torch.compiler.is_compiling() else _IndexScatter).apply(g, index, geometry)
+    return (IndexScatter if traced() else _IndexScatter).apply(g, index, geometry)
 
 
 def max_unpool(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable max unpooling; see `MaxUnpool`."""
-    return (MaxUnpool if torch.compiler.is_compiling() else _MaxUnpool).apply(x, index, geometry)
+    return (MaxUnpool if traced() else _MaxUnpool).apply(x, index, geometry)
 
 
 def fractional_max_pool(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling of windows at given positions; see `FractionalMaxPool`."""
-    return (FractionalMaxPool if torch.compiler.is_compiling() else _FractionalMaxPool).apply(x, starts, geometry)
+    return (FractionalMaxPool if traced() else _FractionalMaxPool).apply(x, starts, geometry)
 
 
 _FractionalMaxPool.tangent = index_gather

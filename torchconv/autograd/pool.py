@@ -8,7 +8,7 @@
 | `max_pool_scatter` | x̄[i] = Σ g[o], windows o whose winner is i       | `max_pool_gather`  |
 
 `max_pool` finds the winners (`offset`, the winning tap's position in its window) and gathers them: only the winning
-unit receives the gradient (LeCun et al. 1998; Scherer, Müller & Behnke 2010).  Average pooling's gradient is upsampled
+unit receives the gradient (Scherer, Müller & Behnke 2010).  Average pooling's gradient is upsampled
 and divided by the window's size.
 """
 
@@ -18,22 +18,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
+from torchconv.autograd.tracing import traced
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
 
-def traced(geometry: Any, x: Tensor) -> Any:
+def measured(geometry: Any, x: Tensor) -> Any:
     """The geometry of `x`; while Dynamo traces, with the sizes of `x` read anew.
 
     It traces a Function's forward and backward pass as two graphs, and a dynamic size in the second must come from a
-    tensor of the first: one computed outside of both is lost between them (torch 2.14: "does not belong to this Graph").
+    tensor of the first: torch 2.14 loses one computed outside of both between them ("does not belong to this Graph").
     """
-    return replace(geometry, input=tuple(x.shape[2:])) if torch.compiler.is_compiling() else geometry
+    return replace(geometry, input=tuple(x.shape[2:])) if traced() else geometry
 
 
 class MaxPool(Function):
@@ -45,7 +45,7 @@ class MaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = traced(inputs[1], inputs[0]), memory_format(inputs[0])
+        ctx.geometry, ctx.format = measured(inputs[1], inputs[0]), memory_format(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -96,7 +96,7 @@ class AvgPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = traced(inputs[1], inputs[0]), memory_format(inputs[0])
+        ctx.geometry, ctx.format = measured(inputs[1], inputs[0]), memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
@@ -177,27 +177,27 @@ class _AvgPoolGrad(Transforms, AvgPoolGrad):
 
 def max_pool(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling; see `MaxPool`."""
-    return (MaxPool if torch.compiler.is_compiling() else _MaxPool).apply(x, geometry)
+    return (MaxPool if traced() else _MaxPool).apply(x, geometry)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """Differentiable gather of known winners; see `MaxPoolGather`."""
-    return (MaxPoolGather if torch.compiler.is_compiling() else _MaxPoolGather).apply(x, offset, geometry)
+    return (MaxPoolGather if traced() else _MaxPoolGather).apply(x, offset, geometry)
 
 
 def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """Differentiable scatter to known winners; see `MaxPoolScatter`."""
-    return (MaxPoolScatter if torch.compiler.is_compiling() else _MaxPoolScatter).apply(g, offset, geometry)
+    return (MaxPoolScatter if traced() else _MaxPoolScatter).apply(g, offset, geometry)
 
 
 def avg_pool(x: Tensor, geometry: AvgGeometry) -> Tensor:
     """Differentiable average pooling; see `AvgPool`."""
-    return (AvgPool if torch.compiler.is_compiling() else _AvgPool).apply(x, geometry)
+    return (AvgPool if traced() else _AvgPool).apply(x, geometry)
 
 
 def avg_pool_grad(g: Tensor, geometry: AvgGeometry) -> Tensor:
     """Differentiable adjoint of average pooling; see `AvgPoolGrad`."""
-    return (AvgPoolGrad if torch.compiler.is_compiling() else _AvgPoolGrad).apply(g, geometry)
+    return (AvgPoolGrad if traced() else _AvgPoolGrad).apply(g, geometry)
 
 
 _MaxPool.tangent = max_pool_gather

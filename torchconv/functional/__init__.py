@@ -15,6 +15,7 @@ from torchconv.functional.avg_pool import (
     lp_pool2d,
     lp_pool3d,
 )
+from torchconv.functional.block import conv_relu_max_pool2d
 from torchconv.functional.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from torchconv.functional.fractional import (
     fractional_max_pool2d,
@@ -54,6 +55,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_relu_max_pool2d",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",

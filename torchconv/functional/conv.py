@@ -177,11 +177,11 @@ def _conv(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    input, weight, bias = _check_factors(name, rank, input, weight, bias)
+    input, weight, bias = check_factors(name, rank, input, weight, bias)
 
     def run(x: Tensor) -> Tensor:
         geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
-        _check_bias(bias, weight, weight.shape[0])
+        check_bias(bias, weight, weight.shape[0])
         return _over_complex(autograd.conv, x, weight, bias, geometry)
 
     return batched(name, rank, input, run)
@@ -199,13 +199,13 @@ def _conv_transpose(
     groups: int,
     dilation: Size,
 ) -> Tensor:
-    input, weight, bias = _check_factors(name, rank, input, weight, bias)
+    input, weight, bias = check_factors(name, rank, input, weight, bias)
 
     def run(x: Tensor) -> Tensor:
         geometry = ConvGeometry.of_conv_transpose(
             x.shape, weight.shape, stride, padding, output_padding, groups, dilation
         )
-        _check_bias(bias, weight, weight.shape[1] * groups)
+        check_bias(bias, weight, weight.shape[1] * groups)
         return _over_complex(autograd.conv_input_grad, x, weight, bias, geometry)
 
     return batched(name, rank, input, run)
@@ -224,7 +224,7 @@ def _over_complex(
     )
 
 
-def _check_factors(
+def check_factors(
     name: str, rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors of a convolution, cast as autocast asks; types, devices and ranks fit together."""
@@ -257,7 +257,7 @@ def _check_factors(
     return tensors["input"], tensors["weight"], tensors.get("bias")
 
 
-def _check_bias(bias: Tensor | None, weight: Tensor, channels: int) -> None:
+def check_bias(bias: Tensor | None, weight: Tensor, channels: int) -> None:
     if bias is not None and tuple(bias.shape) != (channels,):
         raise RuntimeError(
             f"given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {channels} elements, "

@@ -34,7 +34,7 @@ def max_pool2d(
         y[n, c, o] = max over taps k of input[n, c, o·stride − padding + k·dilation]
 
     Padding never wins.  Of equal values the first wins, in row-major order; a NaN wins over every number.  The gradient
-    goes to the winner alone (LeCun et al. 1998; Scherer, Müller & Behnke 2010).
+    goes to the winner alone (Scherer, Müller & Behnke 2010).
 
     Args:
         input: [N, C, H, W] or [C, H, W], floating point or integer.

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn
 
 from torchconv.nn import functional
+from torchconv.nn.block import ConvReLUMaxPool2d
 from torchconv.nn.conv import (
     Conv1d,
     Conv2d,
@@ -60,6 +61,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvReLUMaxPool2d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

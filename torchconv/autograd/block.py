@@ -1,0 +1,195 @@
+"""The fused block y = max_pool(relu(x ∗ w + b)), and its gradients through the winners alone.
+
+Once the winners are known the block is linear in x and in w: a convolution, of which the winners are gathered.  So its
+gradients are those of the convolution, of the pooled gradient scattered to the winners:
+
+    x̄ = conv_input_grad(scatter(g), w),  w̄ = conv_weight_grad(x, scatter(g)),  b̄ = Σ g over the living windows
+
+`block_input_grad` and `block_weight_grad` read g through the winners, so scatter(g) never exists in memory.  Their own
+derivatives (the second ones of the block) are composed from the products and maps of the two other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchconv import ops
+from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
+from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
+from torchconv.autograd.tracing import traced
+from torchconv.geometry import BlockGeometry
+from torchconv.layout import arranged, memory_format
+
+
+class Block(Function):
+    """(y, winner) [N, O, *pooled] of x [N, C, *input], w [O, C/groups, *kernel] and bias [O] or None."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+        return ops.block_fprop(x, w, bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, w, _, ctx.geometry = inputs
+        ctx.format = memory_format(x, w)
+        ctx.mark_non_differentiable(output[1])
+        need_x, need_w = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if need_w else None, w if need_x else None, output[1])
+        ctx.save_for_forward(x, w, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+        x, w, winner = ctx.saved_tensors
+        g = arranged(g, ctx.format)
+        need_x, need_w, need_bias, _ = ctx.needs_input_grad
+        gx = block_input_grad(g, winner, w, ctx.geometry) if need_x else None
+        gw = gb = None
+        if need_w:
+            gw, gb = block_weight_grad(x, g, winner, need_bias, ctx.geometry)
+        elif need_bias:
+            gb = (g * (winner != ops.DEAD)).sum((0, *range(2, g.dim())))
+        return gx, gw, gb if need_bias else None, None
+
+
+class BlockInputGrad(Function):
+    """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
+
+    @staticmethod
+    def forward(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
+        return ops.block_dgrad(g, winner, w, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        g, winner, w, ctx.geometry = inputs
+        ctx.save_for_backward(g, winner, w)
+        ctx.save_for_forward(g, winner, w)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
+        g, winner, w = ctx.saved_tensors
+        gg = _gather(conv(h, w, None, ctx.geometry.of_conv_alone()), winner, ctx.geometry)
+        gw = conv_weight_grad(h, _scatter(g, winner, ctx.geometry), False, ctx.geometry.of_conv_alone())[0]
+        return gg, None, gw, None
+
+
+class BlockWeightGrad(Function):
+    """w̄ [O, C/groups, *kernel], and with `with_bias` b̄ [O], of the pooled gradient g [N, O, *pooled]."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
+    ) -> tuple[Tensor, Tensor]:
+        return ops.block_wgrad(x, g, winner, with_bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, g, winner, ctx.with_bias, ctx.geometry = inputs
+        ctx.save_for_backward(x, g, winner)
+        ctx.save_for_forward(x, g, winner)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:
+        x, g, winner = ctx.saved_tensors
+        gx = conv_input_grad(_scatter(g, winner, ctx.geometry), v, None, ctx.geometry.of_conv_alone())
+        z = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry.of_conv_alone())
+        return gx, _gather(z, winner, ctx.geometry), None, None, None
+
+
+def _gather(z: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
+    """The winners' elements of a convolution's output, 0 for a dead window."""
+    alive = winner != ops.DEAD
+    return max_pool_gather(z, winner * alive, geometry.of_pool_alone()) * alive
+
+
+def _scatter(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
+    """The adjoint of `_gather`."""
+    alive = winner != ops.DEAD
+    return max_pool_scatter(g * alive, winner * alive, geometry.of_pool_alone())
+
+
+def unfused(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+    """What the block computes, from the functions that it fuses."""
+    y, winner = max_pool(conv(x, w, bias, geometry.of_conv_alone()), geometry.of_pool_alone())
+    return torch.relu(y), torch.where(y <= 0, ops.DEAD, winner)
+
+
+class _Transforms:
+    """Forward mode and batching; apart from the Functions because Dynamo does not trace a custom `jvp`."""
+
+    unfused: Callable[..., Any]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """A batch of blocks is left to the functions that the block fuses, and to their rules."""
+        batched = [position for position, dim in enumerate(in_dims) if dim is not None]
+
+        def run(*tensors: Tensor) -> Any:
+            arguments = list(args)
+            for position, tensor in zip(batched, tensors):
+                arguments[position] = tensor
+            return cls.unfused(*arguments)
+
+        dims = tuple(in_dims[position] for position in batched)
+        results = torch.func.vmap(run, in_dims=dims)(*(args[position] for position in batched))
+        return results, (0,) * len(results) if isinstance(results, tuple) else 0
+
+
+class _Block(_Transforms, Block):
+    unfused = staticmethod(unfused)
+
+    @staticmethod
+    def jvp(ctx: Any, t_x: Tensor | None, t_w: Tensor | None, t_bias: Tensor | None, _: None) -> Any:
+        x, w, winner = ctx.saved_tensors
+        tangent = conv(torch.zeros_like(x) if t_x is None else t_x, w, t_bias, ctx.geometry.of_conv_alone())
+        if t_w is not None:
+            tangent = tangent + conv(x, t_w, None, ctx.geometry.of_conv_alone())
+        return _gather(tangent, winner, ctx.geometry), None
+
+
+class _BlockInputGrad(_Transforms, BlockInputGrad):
+    @staticmethod
+    def unfused(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
+        return conv_input_grad(_scatter(g, winner, geometry), w, None, geometry.of_conv_alone())
+
+    @staticmethod
+    def jvp(ctx: Any, t_g: Tensor | None, t_winner: None, t_w: Tensor | None, _: None) -> Any:
+        g, winner, w = ctx.saved_tensors
+        tangent = block_input_grad(torch.zeros_like(g) if t_g is None else t_g, winner, w, ctx.geometry)
+        return tangent if t_w is None else tangent + block_input_grad(g, winner, t_w, ctx.geometry)
+
+
+class _BlockWeightGrad(_Transforms, BlockWeightGrad):
+    @staticmethod
+    def unfused(
+        x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
+    ) -> tuple[Tensor, Tensor]:
+        return conv_weight_grad(x, _scatter(g, winner, geometry), with_bias, geometry.of_conv_alone())
+
+    @staticmethod
+    def jvp(ctx: Any, t_x: Tensor | None, t_g: Tensor | None, t_winner: None, *_: None) -> Any:
+        x, g, winner = ctx.saved_tensors
+        t_g = torch.zeros_like(g) if t_g is None else t_g
+        w, bias = block_weight_grad(x, t_g, winner, ctx.with_bias, ctx.geometry)
+        return (w if t_x is None else w + block_weight_grad(t_x, g, winner, False, ctx.geometry)[0]), bias
+
+
+def conv_relu_max_pool(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+    """Differentiable fused block; see `Block`."""
+    return (Block if traced() else _Block).apply(x, w, bias, geometry)
+
+
+def block_input_grad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
+    """Differentiable gradient of the block's input; see `BlockInputGrad`."""
+    return (BlockInputGrad if traced() else _BlockInputGrad).apply(g, winner, w, geometry)
+
+
+def block_weight_grad(
+    x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
+) -> tuple[Tensor, Tensor]:
+    """Differentiable gradients of the block's weight and bias; see `BlockWeightGrad`."""
+    return (BlockWeightGrad if traced() else _BlockWeightGrad).apply(x, g, winner, with_bias, geometry)
