@@ -1,4 +1,4 @@
-"""The fused block in plain tensor algebra: a part of the batch at a time, so that no convolution output exists whole."""
+"""The fused block in plain tensor algebra: a part of the batch at a time, so no convolution output exists whole."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def conv_relu_max_pool2d(
         y[n, o, q] = max(0, max_t (weight ∗ input + bias)[n, o, q·pool_size + t])
 
     What is kept for the backward pass is the input, the weight, and one byte for each pooled element: the winner's
-    place in its window, or that no element of the window is positive.  The gradients read the pooled gradient through it.
+    place in its window, or that no element of the window is positive.  The gradients are read through it.
 
     Args:
         input: [N, C, H, W] or [C, H, W], floating point.

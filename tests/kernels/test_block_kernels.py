@@ -1,0 +1,156 @@
+"""The fused block's kernels, in every tile, against convolution, ReLU and max pooling one after the other."""
+
+import importlib
+
+import pytest
+import torch
+from launches import BLOCK, DEVICE, DTYPES, Conv, checking, short, tiles_of
+from support import assert_close
+
+import triton_kernels
+from torchconv.eager import block as eager
+from torchconv.eager import conv as eager_conv
+from torchconv.eager import pool as eager_pool
+from triton_kernels import configs
+
+DEAD = 255
+
+LAUNCHES = [
+    pytest.param(name, dtype, tile, id=f"{name}-{short(dtype)}-{'x'.join(map(str, tile))}")
+    for name in BLOCK
+    for dtype in DTYPES
+    for tile in tiles_of(name, dtype)
+]
+
+
+def whole_numbers(*tensors):
+    """Small integers: every product and sum is exact in every type, and windows have ties."""
+    return [t.mul(1.5).round().clamp(-2, 2) for t in tensors]
+
+
+def random_winners(shape, taps):
+    winner = torch.randint(0, taps + 1, shape, dtype=torch.uint8, device=DEVICE)
+    return winner.masked_fill_(winner == taps, DEAD)
+
+
+def exact(*tensors):
+    return [None if t is None else t.cpu().double() for t in tensors]
+
+
+def forward_matches(conv, pool, dtype, memory_format, bias=True):
+    """The pooled values, and winners that name an element of that value; the first of equal ones."""
+    geometry = conv.block(pool)
+    x, w, _ = conv.operands(dtype)
+    b = torch.randn(conv.outputs, device=DEVICE).to(dtype) if bias else None
+    with checking() as written:
+        y, winner = triton_kernels.block_fprop(x, w, b, geometry, memory_format)
+        written(y)
+        written(winner)
+    assert (y.dtype, winner.dtype) == (dtype, torch.uint8)
+    assert y.is_contiguous(memory_format=memory_format)
+    y, winner = y.cpu(), winner.cpu()
+    z = eager_conv.fprop(*exact(x, w, b), geometry.of_conv_alone(), torch.contiguous_format)
+    pooled, _ = eager_pool.max_pool(z.relu(), geometry.of_pool_alone(), torch.contiguous_format)
+    assert_close(y, pooled, conv.terms("conv_fprop"))
+    assert torch.equal(winner == DEAD, y == 0)
+    won = eager_pool.max_pool_gather(z, winner * (winner != DEAD), geometry.of_pool_alone(), torch.contiguous_format)
+    assert_close(y, torch.where(winner == DEAD, 0, won), conv.terms("conv_fprop"))
+
+    x, w, b = whole_numbers(x, w, x if b is None else b)
+    y, winner = triton_kernels.block_fprop(x, w, b if bias else None, geometry, memory_format)
+    expected = eager.fprop(*exact(x, w, b if bias else None), geometry, memory_format)
+    assert torch.equal(y.cpu().double(), expected[0])
+    assert torch.equal(winner.cpu(), expected[1])
+
+
+def backward_matches(name, conv, pool, dtype, memory_format, bias=True):
+    geometry = conv.block(pool)
+    x, w, _ = conv.operands(dtype)
+    size = (conv.batch, conv.outputs, *geometry.pooled)
+    g, winner = torch.randn(size, device=DEVICE).to(dtype), random_winners(size, geometry.of_pool_alone().taps)
+    with checking() as written:
+        if name == "block_dgrad":
+            results = [triton_kernels.block_dgrad(g, winner, w, geometry, memory_format)]
+            expected = [eager.dgrad(exact(g)[0], winner.cpu(), exact(w)[0], geometry, torch.contiguous_format)]
+        else:
+            results = triton_kernels.block_wgrad(x, g, winner, bias, geometry, memory_format)
+            expected = eager.wgrad(*exact(x, g), winner.cpu(), bias, geometry, torch.contiguous_format)
+        for result in results:
+            written(result)
+    for result, values in zip(results, expected):
+        assert result.dtype == dtype
+        assert_close(result, values, conv.terms(name.replace("block", "conv")), name)
+
+
+def matches(name, conv, pool, dtype, memory_format, bias=True):
+    if name == "block_fprop":
+        forward_matches(conv, pool, dtype, memory_format, bias)
+    else:
+        backward_matches(name, conv, pool, dtype, memory_format, bias)
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
+def test_every_tile(monkeypatch, name, dtype, tile):
+    """Two partial tiles along each axis."""
+    monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
+    conv = {
+        "block_fprop": Conv(2, 5, tile.n + 3, (10, 14), (3, 2), padding=1),
+        "block_dgrad": Conv(2, tile.n + 3, 5, (9, 8), (2, 3), padding=1),
+        "block_wgrad": Conv(2, tile.n // 4 + 1, tile.m + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1),
+    }[name]
+    with configs.forced(tile):
+        matches(name, conv, (2, 2), dtype, torch.channels_last)
+
+
+CASES = {
+    "1d": (Conv(3, 4, 5, (40,), (3,), stride=2, padding=1), (3,)),
+    "2d_many_channels": (Conv(2, 17, 18, (6, 7), (2, 3), padding=1), (2, 2)),
+    "2d_left_over": (Conv(2, 3, 4, (9, 8), (2, 2)), (3, 2)),
+    "2d_strided_and_dilated": (Conv(2, 3, 4, (13, 12), (3, 2), stride=2, padding=2, dilation=(2, 3)), (1, 2)),
+    "2d_grouped": (Conv(2, 6, 4, (6, 7), (3, 3), padding=1, groups=2), (2, 3)),
+    "2d_reflect": (Conv(2, 3, 4, (6, 6), (3, 3), padding=1, padding_mode="reflect"), (2, 2)),
+    "3d": (Conv(2, 3, 4, (4, 5, 4), (2, 2, 1)), (1, 2, 2)),
+}
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", BLOCK)
+def test_geometries(name, case):
+    conv, pool = CASES[case]
+    if conv.padding_mode != "zeros" and name == "block_dgrad":
+        conv = conv._replace(padding_mode="zeros")  # the adjoint pads with zeros and is folded back by other code
+    matches(name, conv, pool, torch.float32, torch.contiguous_format, bias=False)
+
+
+@pytest.mark.parametrize("name", BLOCK)
+def test_offsets_of_64_bits(monkeypatch, name):
+    """The same values with the kernel's branch for big tensors, which no test can allocate."""
+    for module in ("block", "conv_dgrad", "conv_wgrad"):
+        monkeypatch.setattr(importlib.import_module(f"triton_kernels.{module}"), "needs_int64", lambda *a, **k: True)
+    conv, pool = CASES["2d_left_over"]
+    matches(name, conv, pool, torch.float32, torch.channels_last)
+
+
+def test_the_same_bits_every_time():
+    conv, pool = CASES["2d_left_over"]
+    x, w, _ = conv.operands(torch.float32)
+    geometry = conv.block(pool)
+
+    def run():
+        y, winner = triton_kernels.block_fprop(x, w, None, geometry, torch.contiguous_format)
+        x_bar = triton_kernels.block_dgrad(y, winner, w, geometry, torch.contiguous_format)
+        return y, winner, x_bar, *triton_kernels.block_wgrad(x, y, winner, True, geometry, torch.contiguous_format)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run()))
+
+
+def test_not_a_number_wins():
+    conv = Conv(1, 1, 1, (4, 4), (1, 1))
+    x, w, _ = conv.operands(torch.float32)
+    x[0, 0, 1, 1] = float("nan")
+    y, winner = triton_kernels.block_fprop(x, torch.ones_like(w), None, conv.block((2, 2)), torch.contiguous_format)
+    assert y[0, 0, 0, 0].isnan()
+    assert winner[0, 0, 0, 0] == 3
+    assert y.isnan().sum() == 1
