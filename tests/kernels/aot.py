@@ -16,11 +16,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from launches import CONV, DTYPES, Conv, short
+from launches import BLOCK, CONV, DTYPES, Conv, short, tiles_of
+from torch import Tensor
 
 import triton_kernels
 from benchmarks.offline import compiling_for
@@ -45,13 +47,12 @@ def conv_cases(target: str) -> Iterator[Case]:
     precisions: list[torch.dtype | str] = [*DTYPES, *([TF32] if target.startswith("sm") else [])]
     for kind in precisions:
         dtype = torch.float32 if isinstance(kind, str) else kind
-        for name in CONV:
-            table = configs.GRADIENT_TILES if name == "conv_wgrad" else configs.PRODUCT_TILES
-            for tile in table[dtype.itemsize]:
-                few = Conv(64, 3, tile.n, (28, 28), (5, 5), padding=2)
-                many = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
-                yield conv_case(name, kind, few, "contiguous", tile, bias=True)
-                yield conv_case(name, kind, many, "channels_last", tile)
+        for name in (*CONV, *BLOCK):
+            for tile in tiles_of(name, dtype):
+                # The result's channels are as many as the tile has room for, the others few or many.
+                few = (tile.n, 3) if name.endswith("dgrad") else (3, tile.m if name.endswith("wgrad") else tile.n)
+                yield conv_case(name, kind, Conv(64, *few, (28, 28), (5, 5), padding=2), "contiguous", tile, bias=True)
+                yield conv_case(name, kind, Conv(64, 64, 64, (28, 28), (3, 3), padding=1), "channels_last", tile)
             # More than 2^31 elements, in the format whose addresses take more registers.
             yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
     branches = {
@@ -90,23 +91,44 @@ def conv_case(
             if tile is not None:
                 stack.enter_context(configs.forced(tile))
             if kind == TF32:
-                stack.enter_context(dot_precision(name, TF32))
-            conv.launch(name, x, w, g, b, conv.memory_format(format == "channels_last"))
+                stack.enter_context(dot_precision(TF32))
+            memory_format = conv.memory_format(format == "channels_last")
+            if name in CONV:
+                conv.launch(name, x, w, g, b, memory_format)
+            else:
+                launch_block(name, conv, x, w, None if b is None else b[: conv.outputs], memory_format)
 
-    label = f"{name} {note or conv} {format} {tile or ''}"
+    label = f"{name} {note or shown(conv)} {format} {tile or ''}"
     return Case(label, kind if isinstance(kind, str) else short(kind), launch)
 
 
+def launch_block(
+    name: str, conv: Conv, x: Tensor, w: Tensor, bias: Tensor | None, memory_format: torch.memory_format
+) -> None:
+    geometry = conv.block((2,) * len(conv.size))
+    g = torch.empty(conv.batch, conv.outputs, *geometry.pooled, dtype=x.dtype, device="meta")
+    winner = g.to(torch.uint8)
+    if name == "block_fprop":
+        triton_kernels.block_fprop(x, w, bias, geometry, memory_format)
+    elif name == "block_dgrad":
+        triton_kernels.block_dgrad(g, winner, w, geometry, memory_format)
+    else:
+        triton_kernels.block_wgrad(x, g, winner, bias is not None, geometry, memory_format)
+
+
+def shown(conv: Conv) -> str:
+    sizes = (conv.batch, conv.channels, *conv.size)
+    return f"x[{', '.join(map(str, sizes))}] {conv.outputs} outputs"
+
+
 @contextlib.contextmanager
-def dot_precision(name: str, precision: str) -> Iterator[None]:
-    """What the launcher asks for on a GPU where torch allows it."""
-    module = importlib.import_module(f"triton_kernels.{name}")
-    original = module.dot_precision
-    module.dot_precision = lambda x: precision
-    try:
+def dot_precision(precision: str) -> Iterator[None]:
+    """What the launchers ask for on a GPU where torch allows it."""
+    with contextlib.ExitStack() as stack:
+        for name in ("block", *CONV):
+            module = importlib.import_module(f"triton_kernels.{name}")
+            stack.enter_context(mock.patch.object(module, "dot_precision", return_value=precision))
         yield
-    finally:
-        module.dot_precision = original
 
 
 def pool_cases() -> Iterator[Case]:

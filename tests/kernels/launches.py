@@ -12,14 +12,15 @@ from torch import Tensor
 
 import triton_kernels
 from torchconv.eager import conv as eager_conv
-from torchconv.geometry import ConvGeometry
-from triton_kernels import INTERPRETED
+from torchconv.geometry import BlockGeometry, ConvGeometry, fields_of
+from triton_kernels import INTERPRETED, configs
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 CONV = ("conv_fprop", "conv_dgrad", "conv_wgrad")
+BLOCK = ("block_fprop", "block_dgrad", "block_wgrad")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-__all__ = ["CONV", "DEVICE", "DTYPES", "Conv", "checking", "short"]
+__all__ = ["BLOCK", "CONV", "DEVICE", "DTYPES", "Conv", "checking", "short", "tiles_of"]
 
 
 class Conv(NamedTuple):
@@ -40,6 +41,10 @@ class Conv(NamedTuple):
     def geometry(self) -> ConvGeometry:
         x, w = (self.batch, self.channels, *self.size), (self.outputs, self.channels // self.groups, *self.kernel)
         return ConvGeometry.of_conv(x, w, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+
+    def block(self, pool: tuple[int, ...]) -> BlockGeometry:
+        """The geometry of the fused block with pooling windows of size `pool`."""
+        return BlockGeometry(*fields_of(self.geometry), pool)  # type: ignore[arg-type]
 
     def operands(self, dtype: torch.dtype, device: torch.device | str = DEVICE) -> tuple[Tensor, Tensor, Tensor]:
         """x, w and the gradient of the result."""
@@ -110,6 +115,12 @@ def checking(overflow: bool = False) -> Iterator[Callable[[Tensor], None]]:
             yield written
     else:
         yield lambda result: None
+
+
+def tiles_of(name: str, dtype: torch.dtype) -> tuple[configs.Tile, ...]:
+    """All tiles that launcher `name` can be launched with."""
+    table = configs.GRADIENT_TILES if name.endswith("wgrad") else configs.PRODUCT_TILES
+    return table[dtype.itemsize]
 
 
 def short(dtype: torch.dtype) -> str:

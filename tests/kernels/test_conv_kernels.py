@@ -7,15 +7,10 @@ import importlib
 
 import pytest
 import torch
-from launches import CONV, DEVICE, DTYPES, Conv, checking, short
+from launches import CONV, DEVICE, DTYPES, Conv, checking, short, tiles_of
 from support import assert_close
 
 from triton_kernels import INTERPRETED, configs
-
-
-def tiles_of(name, dtype):
-    return (configs.GRADIENT_TILES if name == "conv_wgrad" else configs.PRODUCT_TILES)[dtype.itemsize]
-
 
 LAUNCHES = [
     pytest.param(name, dtype, tile, id=f"{name}-{short(dtype)}-{'x'.join(map(str, tile))}")
