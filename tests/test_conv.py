@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import (
     CONV,
     CONV_TRANSPOSE,
@@ -365,6 +366,81 @@ def test_autocast_of_mixed_types():
         assert ours("conv2d")(x, w).dtype is torch.bfloat16
     with torch.autocast("cpu", enabled=False), pytest.raises(RuntimeError, match="should be the same"):
         ours("conv2d")(x, w)
+
+
+# Beyond real numbers and zeros outside -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lazily", ["", "conj", "imag"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
+def test_complex_numbers(name, dtype, lazily):
+    """Values and gradients; also of operands whose conjugation or negation is but a bit of the tensor."""
+    case = TYPICAL[name]
+    tensors = {key: t.detach() for key, t in operands(name, case, torch.complex128).items()}
+    results = []
+    for function, cast in ((torchs(name), torch.complex128), (ours(name), dtype)):
+        leaves = {key: leaf(t, dtype=cast) for key, t in tensors.items()}
+        seen = dict(leaves)
+        if lazily == "conj":
+            seen["input"], seen["weight"] = leaves["input"].conj(), leaves["weight"].conj()
+        elif lazily == "imag":
+            seen["input"] = torch.view_as_complex(torch.view_as_real(leaves["input"])).conj() * 1j
+        y = function(**seen, **case.arguments)
+        g = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y).to(cast) * (1 + 2j)
+        results.append([y.detach(), *torch.autograd.grad(y, list(leaves.values()), g)])
+    for actual, expected in zip(results[1], results[0]):
+        assert actual.dtype is dtype
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            actual.to(torch.complex128), expected, rtol=0, atol=20 * torch.finfo(dtype).eps * scale
+        )
+
+
+def test_negated_bit():
+    """The imaginary part of a conjugate is a negative view of the memory."""
+    x = torch.randn(1, 2, 5, 5, dtype=torch.complex128).conj().imag
+    w = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    assert x.is_neg()
+    torch.testing.assert_close(ours("conv2d")(x, w), torchs("conv2d")(x, w))
+    torch.testing.assert_close(ours("max_pool2d")(x, 2), torchs("max_pool2d")(x, 2))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("device", "name"), on_paths(CONV, ["conv2d"]), indirect=["device"])
+def test_padding_mode(device, name, mode):
+    """Convolution of an input that torch.nn.functional.pad has padded."""
+    rank = rank_of(name)
+    case = conv((2, 4, *(5, 7, 4)[:rank]), (6, 2, *(3, 2, 2)[:rank]), stride=2, groups=2)
+    padding = (2, 1, 1)[:rank]
+    tensors = operands(name, case)
+    exact = {key: leaf(t, dtype=torch.float64) for key, t in tensors.items()}
+    padded = F.pad(exact["input"], [p for n in reversed(padding) for p in (n, n)], mode=mode)
+    expected = torchs(name)(**exact | {"input": padded}, **case.arguments)
+    g = torch.randn(expected.shape)
+    gradients = torch.autograd.grad(expected, list(exact.values()), g.double())
+
+    leaves = {key: leaf(t, device) for key, t in tensors.items()}
+    y = ours(name)(**leaves, **case.arguments, padding=padding, padding_mode=mode)
+    count = terms(name, case, expected)
+    assert_close(y, expected.detach(), count["y"])
+    # An element of the input can be seen at several places outside it.
+    count["input"] *= 4
+    actual = torch.autograd.grad(y, list(leaves.values()), g.to(device))
+    for key, gradient, exact_gradient in zip(leaves, actual, gradients):
+        assert_close(gradient, exact_gradient, count[key], key)
+
+
+def test_padding_mode_beyond_the_input():
+    x, w = torch.randn(1, 1, 4, 5), torch.randn(1, 1, 3, 3)
+    for mode, most in (("reflect", 3), ("circular", 4)):
+        ours("conv2d")(x, w, padding=most, padding_mode=mode)
+        with pytest.raises(RuntimeError, match=rf"padding_mode='{mode}'.*size 4"):
+            ours("conv2d")(x, w, padding=most + 1, padding_mode=mode)
+        with pytest.raises((RuntimeError, AssertionError)):
+            F.pad(x, [most + 1] * 4, mode=mode)
+    with pytest.raises(ValueError, match=r"padding_mode must be one of .*'mirror'"):
+        ours("conv2d")(x, w, padding=1, padding_mode="mirror")
 
 
 @pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)

@@ -328,7 +328,6 @@ def test_indices(device, name):
     assert torch.equal(index, other_index)
     assert torch.equal(x.detach().flatten(2).gather(2, index.flatten(2)), y.flatten(2))
     unpool = torchs(name.replace("pool", "unpool"))
-    torch.use_deterministic_algorithms(False)
     assert torch.equal(unpool(y, index, 2).flatten(2).gather(2, index.flatten(2)), y.flatten(2))
 
 
@@ -361,6 +360,146 @@ def test_half_precision_sums_in_float32(device, name, dtype):
     assert ours(name)(x.to(device), kernel).item() == torch.tensor(2072 / 25, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", [name for name in functional.__all__ if "pool" in name])
+@pytest.mark.parametrize("name", AVG_POOL)
+def test_average_of_dilated_windows(name):
+    """What torch has not: the mean over every other element is that of the slice of them."""
+    rank = rank_of(name)
+    x = torch.randn(2, 3, *(7, 9, 5)[:rank], dtype=torch.float64)
+    y = ours(name)(x, 3, stride=2, dilation=2)
+    even = x[(..., *(slice(None, None, 2) for _ in range(rank)))]
+    torch.testing.assert_close(y, torchs(name)(even, 3, stride=1))
+
+
+# Adaptive, power-average, fractional pooling, and unpooling ----------------------------------------------------------
+
+ADAPTIVE = [f"adaptive_{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)]
+# Sizes of input and output: equal parts, unequal ones, as many parts as elements, more, and one.
+ADAPTIVE_CASES = {
+    "equal parts": ((6, 8, 4), (3, 2, 4)),
+    "unequal parts": ((7, 9, 5), (3, 4, 2)),
+    "as many as elements": ((5, 3, 2), (5, 3, 2)),
+    "more than elements": ((3, 4, 2), (7, 5, 3)),
+    "one": ((5, 7, 3), 1),
+    "an int": ((5, 7, 4), 3),
+    "nothing": ((5, 7, 4), (0, 2, 3)),
+    "a size kept": ((5, 7, 4), (None, 3, None)),
+}
+ADAPTIVE_ON_KERNELS = ("unequal parts", "more than elements")
+
+
+@pytest.mark.parametrize(("device", "case"), on_paths(ADAPTIVE_CASES, ADAPTIVE_ON_KERNELS), indirect=["device"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive(device, case, name):
+    rank = rank_of(name)
+    size, output_size = ADAPTIVE_CASES[case]
+    if isinstance(output_size, tuple):
+        output_size = output_size[:rank] if rank > 1 or output_size[0] is not None else 5
+    for shape in ((2, 3, *size[:rank]), (3, *size[:rank]), (0, 3, *size[:rank])):
+        x = torch.randn(shape)
+        expected = torchs(name)(x.double(), output_size)
+        g = torch.randn(expected.shape)
+        exact = leaf(x, dtype=torch.float64)
+        gradient = torch.zeros(shape, dtype=torch.float64)
+        if expected.numel():  # of nothing torch's own gradient is an error here and there
+            (gradient,) = torch.autograd.grad(torchs(name)(exact, output_size), exact, g.double())
+        leaf_x = leaf(x, device)
+        y = ours(name)(leaf_x, output_size)
+        assert_close(y, expected, 64, "output")
+        assert_close(torch.autograd.grad(y, leaf_x, g.to(device))[0], gradient, 64, "gradient")
+        if "max" in name:
+            expected, index = torchs(name)(x, output_size, return_indices=True)
+            y, actual = ours(f"{name}_with_indices")(x.to(device), output_size)
+            assert torch.equal(y.cpu(), expected)
+            assert torch.equal(actual.cpu(), index)
+            assert actual.dtype is torch.int64
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("device", "name"), on_paths(ADAPTIVE[3:], ["adaptive_max_pool2d"]), indirect=["device"])
+def test_winners_of_adaptive_windows(device, name, layout):
+    """Ties, infinities and NaN in windows that overlap."""
+    x = torch.tensor(list(AWKWARD.values())).view(2, 6, *AWKWARD_SIZES[name.removeprefix("adaptive_")])
+    x, output_size = laid_out(x, layout), {1: 5, 2: 2, 3: (1, 2, 2)}[rank_of(name)]
+    expected, expected_index = torchs(name)(x, output_size, return_indices=True)
+    y, index = ours(name)(x.to(device), output_size, return_indices=True)
+    torch.testing.assert_close(y.cpu(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(index.cpu(), expected_index)
+
+
+@pytest.mark.parametrize("norm_type", [1, 2, 3, 2.5, -1, INF, -INF])
+@pytest.mark.parametrize("name", ["lp_pool1d", "lp_pool2d", "lp_pool3d"])
+def test_power_average(name, norm_type):
+    rank = rank_of(name)
+    x = torch.rand(2, 3, *(7, 8, 5)[:rank], dtype=torch.float64) + 0.1
+    for arguments in ({"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "ceil_mode": True}):
+        results = []
+        for function in (torchs(name), ours(name)):
+            leaf_x = leaf(x)
+            y = function(leaf_x, norm_type, **arguments)
+            results.append((y, *torch.autograd.grad(y.sin().sum(), leaf_x)))
+        torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "size", [{"output_size": (3, 4, 2)}, {"output_ratio": (0.5, 0.7, 0.8)}, {"output_size": 1}], ids=str
+)
+@pytest.mark.parametrize("name", ["fractional_max_pool2d", "fractional_max_pool3d"])
+def test_fractional(name, size, dtype):
+    """The same windows as torch's from the same samples."""
+    rank = rank_of(name)
+    size = {key: value[:rank] if isinstance(value, tuple) else value for key, value in size.items()}
+    for shape in ((2, 3, *(8, 9, 6)[:rank]), (3, *(8, 9, 6)[:rank])):
+        x, u = torch.randn(shape, dtype=dtype), torch.rand(2 if len(shape) > rank + 1 else 1, 3, rank, dtype=dtype)
+        results = []
+        for function in (torchs(name), ours(name)):
+            leaf_x = leaf(x)
+            y, index = function(leaf_x, (3, 2, 2)[:rank], **size, _random_samples=u, return_indices=True)
+            results.append((y, index, *torch.autograd.grad(y.sin().sum(), leaf_x)))
+        torch.testing.assert_close(results[1], results[0])
+
+
+def test_fractional_draws_its_samples():
+    """From torch's generator, and others for every sample and channel."""
+    x = torch.arange(64.0).expand(2, 3, 64, 64)
+    function = ours("fractional_max_pool2d")
+    torch.manual_seed(3)
+    first, second = function(x, 2, output_size=20), function(x, 2, output_size=20)
+    torch.manual_seed(3)
+    assert torch.equal(function(x, 2, output_size=20), first)
+    assert not torch.equal(second, first)
+    assert len({tuple(row.tolist()) for row in first[:, :, 0].flatten(0, 1)}) > 1
+
+
+@pytest.mark.parametrize("name", ["max_unpool1d", "max_unpool2d", "max_unpool3d"])
+def test_unpool(name):
+    """What pooling took, each back in its place; told the size that it came from where there are several."""
+    rank = rank_of(name)
+    odd, even = (7, 5, 3)[:rank], (8, 6, 4)[:rank]
+    for shape, arguments in (
+        ((2, 3, *even), {}),
+        ((3, *even), {"stride": 2, "padding": 0}),
+        ((2, 3, *odd), {"output_size": odd}),
+        ((2, 3, *odd), {"output_size": (2, 3, *odd)}),
+        ((0, 3, *even), {}),
+    ):
+        y, index = torchs(name.replace("unpool", "pool"))(torch.randn(shape).double(), 2, return_indices=True)
+        results = []
+        for function in (torchs(name), ours(name)):
+            leaf_y = leaf(y)
+            z = function(leaf_y, index, 2, **arguments)
+            assert z.shape == shape
+            results.append((z, *torch.autograd.grad(z.sin().sum(), leaf_y)))
+        torch.testing.assert_close(results[1], results[0])
+
+
+def test_unpool_of_one_place_twice():
+    """The last window's value stays, on every device and every time."""
+    y, index = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[4, 0, 4]]])
+    z = ours("max_unpool1d")(y, index, 2)
+    assert z.tolist() == [[[2, 0, 0, 0, 3, 0]]]
+
+
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if "pool" in name and "relu" not in name])
 def test_signature(name):
     assert signature(name) == torchs_signature(name)
