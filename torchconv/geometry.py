@@ -280,9 +280,14 @@ class PoolGeometry:
             RuntimeError: a size is negative or empty, or there are too many.
         """
         size = tuple(input[2:])
-        wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * rank
+        sequence = isinstance(output_size, Sequence) and not isinstance(output_size, str)
+        wanted = tuple(output_size) if sequence else (output_size,) * rank  # type: ignore[arg-type]
         if len(wanted) != rank:
             raise RuntimeError(f"output_size must be a single int or {rank} ints, but got output_size={output_size}")
+        if not all(o is None or is_integer(o) for o in wanted):
+            raise TypeError(
+                f"output_size must be an int, None, or a tuple of them, but got output_size={output_size!r}"
+            )
         output = tuple(i if o is None else o for i, o in zip(size, wanted))
         if min(output) < 0:
             raise RuntimeError(f"elements of output_size must be greater than or equal to 0, but got {output_size}")

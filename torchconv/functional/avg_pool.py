@@ -9,8 +9,7 @@ from torch import Tensor
 
 from torchconv import autograd
 from torchconv.functional.arguments import FLOATS, AdaptiveSize, Size, batched, check_bool, check_dtype, check_tensor
-from torchconv.functional.max_pool import _max_pool
-from torchconv.geometry import AvgGeometry, PoolGeometry, as_tuple, is_integer
+from torchconv.geometry import AvgGeometry, PoolGeometry, is_integer
 
 
 def avg_pool2d(
@@ -215,11 +214,17 @@ def _lp_pool(
 ) -> Tensor:
     check_tensor(name, "input", input)
     check_dtype(name, input, *FLOATS)
+    check_bool(name, "ceil_mode", ceil_mode)
     if p == 0:
         raise ValueError(f"norm_type must be a non-zero value, but got {p}")
-    if math.isinf(p):
-        sign = math.copysign(1, p)
-        return sign * _max_pool(name, rank, sign * input.abs(), kernel_size, stride, 0, 1, ceil_mode, False)
-    mean = _avg_pool(name, rank, input.pow(p), kernel_size, stride, 0, ceil_mode, True, None, 1)
-    total = torch.sign(mean) * torch.relu(torch.abs(mean)) * math.prod(as_tuple(kernel_size, rank, "kernel_size"))
-    return total.pow(1.0 / p)
+
+    def run(x: Tensor) -> Tensor:
+        pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, 0, 1, ceil_mode)
+        if math.isinf(p):
+            sign = math.copysign(1, p)
+            return sign * autograd.max_pool(sign * x.abs(), pool)[0]
+        mean = autograd.avg_pool(x.pow(p), AvgGeometry(**vars(pool), count_include_pad=True, divisor=0))
+        total = torch.sign(mean) * torch.relu(torch.abs(mean)) * pool.taps
+        return total.pow(1.0 / p)
+
+    return batched(name, rank, input, run)
