@@ -7,6 +7,8 @@ import pytest
 import torch
 from support import Recorder, ours, rank_of, torchs
 
+from torchconv import functional
+
 
 class Bad(NamedTuple):
     """A call that must fail: its arguments, the error's type, and what its message holds.
@@ -200,9 +202,73 @@ def poolings(name: str) -> list[Bad]:
     return rows
 
 
+def other_poolings(name: str) -> list[Bad]:
+    """Adaptive, power-average and fractional pooling, and unpooling: what they do not share with the others."""
+    rank, rows = rank_of(name), []
+    spatial = (6,) * rank
+    x = zeros(2, 4, *spatial)
+    good = {
+        "adaptive": {"input": x, "output_size": 2},
+        "lp": {"input": x, "norm_type": 2, "kernel_size": 3},
+        "fractional": {"input": x, "kernel_size": 2, "output_size": 3},
+        "max": {"input": zeros(2, 4, *(3,) * rank), "indices": zeros(2, 4, *(3,) * rank).long(), "kernel_size": 2},
+    }[name.split("_")[0]]
+
+    def bad(reason: str, error: type[Exception], *words: str, torchs: Any = UNSET, **arguments: Any) -> None:
+        rows.append(Bad(name, reason, error, words, good | arguments, error if torchs is UNSET else torchs))
+
+    many = (3,) * (rank + 1)
+    for value in ([[1.0]], None):  # AttributeError from torch, here and there
+        words = ("input", "Tensor", type(value).__name__)
+        bad(f"input is a {type(value).__name__}", TypeError, *words, input=value, torchs=None)
+    if "adaptive" in name:
+        dims = (f"{rank + 1}D (unbatched)", f"{rank + 2}D (batched)", name)
+        bad("input of too many dimensions", RuntimeError, *dims, "[2, 4, 1,", input=zeros(2, 4, 1, *spatial))
+        bad("an empty dimension", RuntimeError, "input", "0]", input=zeros(2, 4, *spatial[1:], 0))
+        bad("negative output", RuntimeError, "output_size", "-1", output_size=-1)
+        bad("output_size of too many values", RuntimeError, "output_size", str(many), output_size=many, torchs=None)
+        for value in (1.5, "2", (1.5,) * rank):
+            bad(f"output_size={value!r}", TypeError, "output_size", repr(value), output_size=value, torchs=None)
+        bad("integers", NotImplementedError, name, "int64", input=x.long())
+    elif "lp" in name:
+        bad("norm_type=0", ValueError, "norm_type", norm_type=0, torchs=None)
+        bad("kernel > input", RuntimeError, "output size is too small", "kernel_size", kernel_size=7)
+        bad("kernel_size=1.5", TypeError, "kernel_size", "1.5", kernel_size=1.5)
+    elif "fractional" in name:
+        bad("neither size nor ratio", ValueError, "output_size", "output_ratio", output_size=None)
+        bad("output > input", RuntimeError, "too large", "output", "kernel_size", output_size=6)
+        bad("kernel > input", RuntimeError, "too large", "kernel_size", kernel_size=7, output_size=1)
+        bad("kernel_size=1.5", TypeError, "kernel_size", "1.5", kernel_size=1.5)
+        wrong = zeros(2, 4, rank + 1)
+        bad("samples of another size", RuntimeError, "_random_samples", str(list(wrong.shape)), _random_samples=wrong)
+    else:
+        size = zeros(2, 4, *(2,) * rank).long()
+        bad("indices of another shape", RuntimeError, "indices", str(list(size.shape)), indices=size)
+        bad("indices of another type", RuntimeError, "indices", "int64", "int32", indices=good["indices"].int())
+        words = ("output_size", "dim 0", "between 4 and 8")
+        bad("output_size of another pooling", ValueError, *words, output_size=(9,) * rank)
+        bad("output_size of too many values", ValueError, "output_size", output_size=(6,) * (rank + 3))
+        bad("kernel_size=1.5", TypeError, "kernel_size", "1.5", kernel_size=1.5, torchs=None)
+        bad(
+            "an empty dimension",
+            RuntimeError,
+            "input",
+            input=zeros(2, 0, *(3,) * rank),
+            indices=zeros(2, 0, *(3,) * rank).long(),
+        )
+    return rows
+
+
+OTHERS = ("adaptive", "lp", "fractional", "max_unpool")
 CALLS = [
     *(row for family in ("conv", "conv_transpose") for rank in (1, 2, 3) for row in convolutions(f"{family}{rank}d")),
     *(row for family in ("max_pool", "avg_pool") for rank in (1, 2, 3) for row in poolings(f"{family}{rank}d")),
+    *(
+        row
+        for name in functional.__all__
+        if name.startswith(OTHERS) and name[-1] == "d"
+        for row in other_poolings(name)
+    ),
 ]
 
 
