@@ -280,8 +280,10 @@ class PoolGeometry:
             RuntimeError: a size is negative or empty, or there are too many.
         """
         size = tuple(input[2:])
-        sequence = isinstance(output_size, Sequence) and not isinstance(output_size, str)
-        wanted = tuple(output_size) if sequence else (output_size,) * rank  # type: ignore[arg-type]
+        if isinstance(output_size, Sequence) and not isinstance(output_size, str):
+            wanted = tuple(output_size)
+        else:
+            wanted = (output_size,) * rank
         if len(wanted) != rank:
             raise RuntimeError(f"output_size must be a single int or {rank} ints, but got output_size={output_size}")
         if not all(o is None or is_integer(o) for o in wanted):
