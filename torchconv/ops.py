@@ -35,6 +35,8 @@ from torchconv.geometry import (
 from torchconv.layout import memory_format
 
 _LIBRARY = torch.library.Library("torchconv", "DEF")
+# What is a view inside an operator is none outside: its result may be changed in place, as `ReLU(inplace=True)` does.
+_BelowAutograd = torch._C._AutoDispatchBelowADInplaceOrView
 _SIZES = "SymInt[] input, SymInt[] output, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _FIELDS: dict[type, str] = {
     ConvGeometry: f"{_SIZES}, SymInt groups, str padding_mode",
@@ -77,13 +79,13 @@ def _operator(
         return run
 
     def on_gpu(*args: Any) -> Any:
-        with _types_as_given("cuda"):
+        with _BelowAutograd(), _types_as_given("cuda"):
             if algebra:
                 return eager(*args)
             return getattr(importlib.import_module("triton_kernels"), name)(*args)
 
     def on_cpu(*args: Any) -> Any:
-        with _types_as_given("cpu"):
+        with _BelowAutograd(), _types_as_given("cpu"):
             if current_backend() == "triton" and not algebra:
                 return getattr(interpreted_kernels(), name)(*args)
             return eager(*args)
