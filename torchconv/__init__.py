@@ -2,10 +2,14 @@
 
 `from torchconv import nn` replaces torch.nn; `torchconv.functional` replaces the convolutions and poolings of
 torch.nn.functional; `torchconv.backend("triton")` runs the GPU kernels on CPU tensors through Triton's interpreter.
+For models that exist already, `torchconv.convert(model)` changes their modules, `torchconv.fuse(model)` fuses
+convolution, ReLU and max pooling, and `with torchconv.override():` routes the functions that they call.
 """
 
 from torchconv import functional, models, nn
 from torchconv.backend import backend
+from torchconv.convert import Report, convert, fuse, revert
+from torchconv.override import override
 
 __version__ = "0.1.0"
-__all__ = ["backend", "functional", "models", "nn"]
+__all__ = ["Report", "backend", "convert", "functional", "fuse", "models", "nn", "override", "revert"]
