@@ -155,7 +155,11 @@ def example(
     if "conv" in name:
         kernel = (3, 2, 2)[:rank]
         weight = randn(4, 3, *kernel) if "transpose" in name else randn(6, 2, *kernel)
-        return {"input": x, "weight": weight, "bias": randn(6)}, {"stride": 2, "padding": 1, "groups": 2}
+        return {"input": x, "weight": weight, "bias": randn(6)}, {
+            "stride": 1 if "relu" in name else 2,  # a pooled output of more than one pixel
+            "padding": 1,
+            "groups": 2,
+        }
     if "unpool" in name:
         y, indices = torchs(f"max_pool{rank}d")(x, 2, return_indices=True)
         return {"input": y}, {"indices": indices, "kernel_size": 2}
