@@ -32,16 +32,20 @@ PRODUCT_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(64, 16, 32, 4, 3), Tile(64, 32, 32, 4, 3), Tile(64, 64, 32, 4, 3)),
     # float32: twice the bytes, and without TF32 one multiply-add per instruction on operands in registers.
     4: (Tile(64, 16, 16, 4, 3), Tile(64, 32, 16, 4, 3), Tile(32, 64, 16, 4, 3)),
-    # float64: a 64 × 64 accumulator alone takes 64 registers a thread, and spills.
-    8: (Tile(32, 16, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
+    # float64: two registers an element; wider tiles spill beside 64-bit offsets.
+    8: (Tile(32, 16, 16, 4, 2),),
 }
 
 # Tiles of wgrad by bytes per element: few rows (output channels), more columns (channels · taps), a long reduction.
 GRADIENT_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3)),
-    4: (Tile(16, 32, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    # Twice the depth spills a register on sm_100.
+    4: (Tile(16, 32, 16, 4, 3), Tile(64, 32, 16, 4, 3)),
     8: (Tile(16, 32, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
 }
+
+# Tiles of the depthwise wgrad by bytes per element: no rows; columns are channels, the reduction pixels.
+DEPTHWISE_TILES: dict[int, Tile] = {2: Tile(1, 32, 64, 4, 2), 4: Tile(1, 32, 64, 4, 2), 8: Tile(1, 32, 32, 4, 2)}
 
 # From this many channels on, a reduction walks one window tap and a block of channels at a time; below it, the
 # flattened (channel, tap) index, because a block of 16 or more would be mostly padding.

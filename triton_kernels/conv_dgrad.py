@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels import configs
+from triton_kernels.conv_depthwise import depthwise_dgrad, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
@@ -175,6 +176,9 @@ def launch_dgrad(
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
     x = empty(g, (g.shape[0], channels * geometry.groups, *geometry.input), memory_format, g.dtype)
     if x.numel() == 0:
+        return x
+    if is_depthwise(w, geometry):
+        depthwise_dgrad(g, winner, w, bias, x, geometry, pool, memory_format)
         return x
     tile = configs.product_tile(g.dtype, channels)
     arguments = lifted(geometry)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels import configs
+from triton_kernels.conv_depthwise import depthwise_fprop, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
@@ -163,6 +164,9 @@ def conv_fprop(
     """y = x ∗ w + bias, with x [N, C, *input], w [O, C/groups, *kernel], bias [O] or None, y [N, O, *output]."""
     y = empty(x, (x.shape[0], w.shape[0], *geometry.output), memory_format, x.dtype)
     if y.numel() == 0:
+        return y
+    if is_depthwise(w, geometry):
+        depthwise_fprop(x, w, bias, y, geometry, memory_format)
         return y
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
     tile = configs.product_tile(x.dtype, outputs)

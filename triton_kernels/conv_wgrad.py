@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels import configs
+from triton_kernels.conv_depthwise import depthwise_wgrad, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
@@ -22,6 +23,7 @@ from triton_kernels.launch import (
     product,
     three,
 )
+from triton_kernels.splits import add_splits, partial_sums
 from triton_kernels.tiles import channel_offset, input_pixel, load_gradient, split_pixel, split_tap
 
 
@@ -117,24 +119,6 @@ def conv_wgrad_kernel(
         tl.store(p_partial + weights + row, acc_bias, mask=m_m & (pid < ROW_TILES))
 
 
-@triton.jit
-def add_splits_kernel(p_partial, p_w, p_bias, WEIGHTS, BIASES, SPLITS, BLOCK: tl.constexpr):
-    """w̄[e] = Σ_s partial[s, e] for e < WEIGHTS, and b̄ from the BIASES elements after them; s in ascending order.
-
-    One program adds BLOCK elements, in the type of the partial sums, and rounds them once.
-    """
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m = o < WEIGHTS + BIASES
-    acc = tl.zeros([BLOCK], dtype=p_partial.dtype.element_ty)
-    p_partial += o
-    for _ in range(SPLITS):
-        acc += tl.load(p_partial, mask=m, other=0.0)
-        p_partial += WEIGHTS + BIASES
-    tl.store(p_w + o, acc.to(p_w.dtype.element_ty), mask=o < WEIGHTS)
-    if p_bias is not None:
-        tl.store(p_bias + o - WEIGHTS, acc.to(p_bias.dtype.element_ty), mask=m & (o >= WEIGHTS))
-
-
 def conv_wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, memory_format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
@@ -155,11 +139,13 @@ def launch_wgrad(
     channels, outputs = x.shape[1] // geometry.groups, g.shape[1] // geometry.groups
     w = empty(g, (g.shape[1], channels, *geometry.kernel), memory_format, g.dtype)
     bias = g.new_empty(g.shape[1] if with_bias else 0)
+    if is_depthwise(w, geometry):
+        depthwise_wgrad(x, g, winner, w, bias, geometry, pool, memory_format)
+        return w, bias
     pixels, columns = g.shape[0] * product(geometry.output), channels * product(geometry.kernel)
     tile = configs.gradient_tile(g.dtype, outputs)
     splits, length = configs.split(pixels, outputs, columns, geometry.groups)
-    wide = torch.float64 if g.dtype is torch.float64 else torch.float32
-    partial = g.new_empty((splits, w.numel() + bias.numel()), dtype=wide)
+    partial = partial_sums(splits, w, bias)
     grid = (triton.cdiv(outputs, tile.m) * triton.cdiv(columns, tile.n), geometry.groups, splits)
     with on_device_of(g):
         if grid[0]:
@@ -186,13 +172,5 @@ def launch_wgrad(
                 num_warps=tile.warps,
                 num_stages=tile.stages,
             )
-            add_splits_kernel[(triton.cdiv(partial.shape[1], 256),)](
-                partial,
-                w,
-                bias if with_bias else None,
-                WEIGHTS=w.numel(),
-                BIASES=bias.numel(),
-                SPLITS=splits,
-                BLOCK=256,
-            )
+            add_splits(partial, w, bias)
     return w, bias

@@ -184,7 +184,7 @@ def _exact_reduction(original: Any) -> Any:
 
 
 @triton.jit
-def _bfloat16_kernel(a, b, c, out, N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _bfloat16_kernel(a, b, c, out, N: tl.constexpr):
     offsets = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     x, y = tl.load(a + offsets), tl.load(b + offsets)
     tl.store(out + offsets, x + y)

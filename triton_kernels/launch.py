@@ -108,24 +108,29 @@ def pool_arguments(
         **lifted(geometry),
         "ADAPTIVE": geometry.adaptive,
         "CHANNELS_LAST": is_channels_last(memory_format),
-        "WIDE": needs_int64(source, result, slack=_BLOCK_BYTES),
+        # Adaptive windows multiply positions along one dimension by its other size.
+        "WIDE": needs_int64(source, result, slack=_BLOCK_BYTES)
+        or (geometry.adaptive and max(*geometry.input, *geometry.output) ** 2 >= 2**31),
     }
 
 
-def cover(geometry: PoolGeometry) -> tuple[int, ...]:
+def cover(geometry: Geometry) -> tuple[int, ...]:
     """For each of three dimensions, how many windows can hold one position."""
+    window = zip(geometry.kernel, geometry.dilation, geometry.stride)
+    return three([triton.cdiv((k - 1) * d + 1, s) for k, d, s in window], 1)
+
+
+def pool_cover(geometry: PoolGeometry) -> tuple[int, ...]:
+    """`cover`, also of adaptive windows."""
     if geometry.adaptive:
-        covers = tuple(triton.cdiv(o, i) + 1 for o, i in zip(geometry.output, geometry.input))
-    else:
-        window = zip(geometry.kernel, geometry.dilation, geometry.stride)
-        covers = tuple(triton.cdiv((k - 1) * d + 1, s) for k, d, s in window)
-    return three(covers, 1)
+        return three([triton.cdiv(o, i) + 1 for o, i in zip(geometry.output, geometry.input)], 1)
+    return cover(geometry)
 
 
-def elementwise(kernel: Any, result: Tensor, *tensors: Tensor, **arguments: Any) -> None:
+def elementwise(kernel: Any, result: Tensor, *tensors: Tensor | None, **arguments: Any) -> None:
     """Launch a kernel whose programs compute BLOCK elements of `result` each; of no input, the result is zero."""
     block = _BLOCK_BYTES // max(4, result.element_size())
-    if tensors[0].numel() == 0:
+    if tensors[0] is not None and tensors[0].numel() == 0:
         result.zero_()
     elif result.numel():
         with on_device_of(result):

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.launch import AvgGeometry, accumulator, cover, elementwise, empty, pool_arguments
-from triton_kernels.tiles import channel_offset, pool_pixel, split_element, split_tap, window_over
+from triton_kernels.launch import AvgGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover
+from triton_kernels.tiles import channel_offset, pool_pixel, scaled, scaled_up, split_element, split_tap, window_over
 
 
 @triton.jit
@@ -25,8 +25,7 @@ def tap_count(
 ):
     """How many taps of window o count along one dimension, at least 1: those in the input, or in the padded input."""
     if ADAPTIVE:
-        stop = tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS)
-        return tl.maximum(stop - o.to(tl.int64) * SIZE // OUTPUTS, 1).to(o.dtype)
+        return tl.maximum(scaled_up(o + 1, SIZE, OUTPUTS) - scaled(o, SIZE, OUTPUTS), 1)
     else:  # noqa: RET505
         start = o * S - P
         low = -P if COUNT_PAD else 0
@@ -185,7 +184,7 @@ def avg_pool_grad(g: Tensor, geometry: AvgGeometry, memory_format: torch.memory_
         g.contiguous(memory_format=memory_format),
         x,
         **pool_arguments(g, x, geometry, memory_format),
-        COVER=cover(geometry),
+        COVER=pool_cover(geometry),
         COUNT_PAD=geometry.count_include_pad,
         DIVISOR=geometry.divisor,
         ACC=accumulator(g.dtype),

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.launch import PoolGeometry, accumulator, cover, elementwise, empty, pool_arguments, product
+from triton_kernels.launch import PoolGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover, product
 from triton_kernels.tiles import channel_offset, pool_pixel, split_element, split_tap, window_over
 
 
@@ -187,7 +187,7 @@ def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, memory_f
         offset.contiguous(memory_format=memory_format),
         x,
         **pool_arguments(g, x, geometry, memory_format),
-        COVER=cover(geometry),
+        COVER=pool_cover(geometry),
         ACC=accumulator(g.dtype),
     )
     return x

@@ -140,9 +140,20 @@ def load_gradient(
         inside = mask & (pd < PD) & (ph < PH) & (pw < PW)
         offset = channel_offset(n, o, (pd * PH + ph) * PW + pw, channels, PD * PH * PW, CHANNELS_LAST)
         tap = (d % POOL[0] * POOL[1] + h % POOL[1]) * POOL[2] + w % POOL[2]
-        g = tl.load(p_g + offset, mask=inside, other=0.0)
-        winner = tl.load(p_winner + offset, mask=inside, other=0)
-        return tl.where(winner.to(tl.int32) == tap, g, tl.zeros_like(g))
+        winner = tl.load(p_winner + offset, mask=inside, other=0).to(tl.int32)
+        return tl.load(p_g + offset, mask=inside & (winner == tap), other=0.0)
+
+
+@triton.jit
+def scaled(o, numerator, denominator):
+    """⌊o · numerator / denominator⌋ without the product, which can pass 2^31 where the result does not."""
+    return o * (numerator // denominator) + o * (numerator % denominator) // denominator
+
+
+@triton.jit
+def scaled_up(o, numerator, denominator):
+    """⌈o · numerator / denominator⌉, likewise."""
+    return o * (numerator // denominator) + tl.cdiv(o * (numerator % denominator), denominator)
 
 
 @triton.jit
@@ -161,8 +172,8 @@ def axis_position(
     ADAPTIVE windows divide the SIZE inputs evenly: window o of OUTPUTS is ⌊o·SIZE/OUTPUTS⌋ … ⌈(o + 1)·SIZE/OUTPUTS⌉.
     """
     if ADAPTIVE:
-        i = (o.to(tl.int64) * SIZE // OUTPUTS).to(o.dtype) + k
-        inside = i < tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS)
+        i = scaled(o, SIZE, OUTPUTS) + k
+        inside = i < scaled_up(o + 1, SIZE, OUTPUTS)
     else:
         i = o * S - P + k * D
         inside = (i >= 0) & (i < SIZE)
@@ -209,9 +220,9 @@ def window_over(
 ):
     """The j-th last of the windows over position i of one dimension, its tap there, and whether there is such a one."""
     if ADAPTIVE:
-        o = (tl.cdiv((i + 1).to(tl.int64) * OUTPUTS, SIZE) - 1 - j).to(i.dtype)
-        k = i - (o.to(tl.int64) * SIZE // OUTPUTS).to(i.dtype)
-        holds = (o >= 0) & (i < tl.cdiv((o + 1).to(tl.int64) * SIZE, OUTPUTS))
+        o = scaled_up(i + 1, OUTPUTS, SIZE) - 1 - j
+        k = i - scaled(o, SIZE, OUTPUTS)
+        holds = (o >= 0) & (i < scaled_up(o + 1, SIZE, OUTPUTS))
     else:
         o = (i + P) // S - j
         reach = i + P - o * S

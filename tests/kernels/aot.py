@@ -60,6 +60,14 @@ def conv_cases(target: str) -> Iterator[Case]:
                     conv = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
                     yield conv_case(name, kind, conv, "channels_last", tile)
             # More than 2^31 elements, in the format whose addresses take more registers.
+            depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
+            if kind != TF32:
+                yield conv_case(name, kind, depthwise, "channels_last", bias=True, note="depthwise")
+                yield conv_case(name, kind, depthwise._replace(size=(29, 31)), "contiguous", note="depthwise")
+            if kind in (torch.float16, torch.float64):
+                yield conv_case(
+                    name, kind, depthwise._replace(batch=40000, size=(32, 32)), "contiguous", note="depthwise"
+                )
             if kind is not torch.bfloat16:
                 yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
     branches = {
