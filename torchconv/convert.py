@@ -73,7 +73,8 @@ def convert(model: Module) -> Report:
         >>> isinstance(model[0], torchconv.nn.Conv2d)
         True
     """
-    return _change("converted", model, _ours)
+    _check(model)
+    return _change(Report("converted"), model, _ours)
 
 
 def revert(model: Module) -> Report:
@@ -96,10 +97,11 @@ def revert(model: Module) -> Report:
         True
     """
     _check(model)
-    for parent in model.modules():
+    report = Report("reverted")
+    for path, parent in model.named_modules():
         if isinstance(parent, torch.nn.Sequential):
-            _unfuse(parent)
-    return _change("reverted", model, _torchs)
+            report.done |= _unfuse(path, parent)
+    return _change(report, model, _torchs)
 
 
 def fuse(model: Module) -> Report:
@@ -140,7 +142,7 @@ def fuse(model: Module) -> Report:
             kinds = (torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d)
             if not all(map(isinstance, (conv, relu, pool), kinds)) or isinstance(conv, nn.ConvReLUMaxPool2d):
                 continue
-            name = f"{path}.{first}".lstrip(".")
+            name = _joined(path, first)
             obstacle = "it stands in several places" if places[id(conv)] > 1 else _obstacle(parent, conv, relu, pool)
             if obstacle:
                 report.left[name] = obstacle
@@ -157,10 +159,8 @@ def _check(model: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
 
 
-def _change(action: str, model: Module, target: Callable[[Module], type | str | None]) -> Report:
+def _change(report: Report, model: Module, target: Callable[[Module], type | str | None]) -> Report:
     """Give every module its `target`: a class, or None for the one that it has, or the reason why it keeps that."""
-    _check(model)
-    report = Report(action)
     for name, module in model.named_modules():
         result = target(module)
         if isinstance(result, str):
@@ -271,8 +271,9 @@ def _obstacle(parent: Module, conv: Any, relu: Any, pool: Any) -> str | None:
     return None
 
 
-def _unfuse(parent: torch.nn.Sequential) -> None:
-    """A block and the two `Identity` that `fuse` left behind it, as the three modules that they were."""
+def _unfuse(path: str, parent: torch.nn.Sequential) -> dict[str, str]:
+    """Every block and the two `Identity` that `fuse` left behind it, as the three modules that they were."""
+    done = {}
     for first, second, third in _threes(parent):
         block, *rest = (parent._modules[key] for key in (first, second, third))
         if type(block) is nn.ConvReLUMaxPool2d and all(type(module) is torch.nn.Identity for module in rest):
@@ -280,4 +281,10 @@ def _unfuse(parent: torch.nn.Sequential) -> None:
             setattr(parent, second, torch.nn.ReLU().train(parent.training))
             setattr(parent, third, pool.train(parent.training))
             del block.pool_size
-            block.__class__ = nn.Conv2d  # type: ignore[assignment]
+            block.__class__ = torch.nn.Conv2d  # type: ignore[assignment]
+            done[_joined(path, first)] = "ConvReLUMaxPool2d"
+    return done
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
