@@ -1,163 +1,113 @@
 #!/usr/bin/env python
-"""Train LeNet-5 on this package's convolution and pooling, or on torch.nn's."""
+"""Train a network on this package's convolution and pooling, or on torch.nn's: `python train.py --help`."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from importlib import import_module
-from pathlib import Path
-from platform import platform
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from torchconv.models import LeNet5
-from torchconv.training import UserError, require
-from torchconv.training.data import DATASETS, Batches, load
+from torchconv.training.batches import Batches
+from torchconv.training.checkpoint import State
+from torchconv.training.computing import precision, prepare, usable
+from torchconv.training.data import load
+from torchconv.training.distributed import MeanCrossEntropy, World
+from torchconv.training.evaluation import evaluate, share_equal
+from torchconv.training.network import build, first_convolution
 from torchconv.training.pictures import draw_all
-from torchconv.training.runs import Run, progress
-
-DESCRIPTION = """\
-Train LeNet-5 on torchconv's convolution and pooling, or on torch.nn's.
-
-The loss is softmax cross-entropy. SGD with momentum follows a learning rate that rises
-linearly over the first tenth of the steps, then falls to zero along half a cosine.
-
-A tenth of the training images is set apart for validation. The weights of the epoch with
-the best validation accuracy (of equals: the lower validation loss) are kept, and only they
-are judged by the test images, once, at the end.
-
-Initial weights and the order and shifts of the images depend on --seed alone: two runs with
-one seed differ in nothing but --nn.
-"""
-EPILOG = """\
-written to RUNS_DIR/NAME/:
-  metrics.jsonl         one JSON object per line: the run, every step, every epoch, the test
-  best.pt               weights, what LeNet5() was called with, class names, normalisation
-  learning_curves.png   loss of every step and epoch, validation accuracy
-  confusion_matrix.png  on the test images
-  filters.png           the kernels of the first convolution
-
-examples:
-  python train.py                                   handwritten digits, nothing to download
-  python train.py --dataset mnist --epochs 10       MNIST, downloaded into data/ if not there
-  python train.py --dataset cifar10 --name photos   colour images, results in runs/photos/
-  python train.py --nn torch                        the same on torch.nn, to compare
-
-The exit status is 0, or 2 with one line that says what to change.
-"""
+from torchconv.training.program import announce, identity, open_run, run_program
+from torchconv.training.progress import progress
+from torchconv.training.runs import Run
+from torchconv.training.stopping import Guard
+from torchconv.training.weights import load_best, save_best
 
 
-def train(args: argparse.Namespace) -> None:
-    """Everything between the arguments and the final test accuracy."""
-    require("tqdm", "matplotlib", "sklearn" if args.dataset == "digits" else "torchvision")
-    device = usable(args.device)
-    data = load(args.dataset, args.data_dir, args.limit_train)
+def train(options: argparse.Namespace, world: World) -> None:
+    """Everything between the options and the final test accuracy."""
+    device = usable(options, world)
+    with world.one_first():  # it downloads what is missing
+        data = load(options.dataset, options.data_dir, options.limit_train, options.image_size, options.workers)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     training, validation, test = (
-        Batches(split, data, args.batch_size, device) for split in (data.train, data.validation, data.test)
+        Batches(part, data, options.batch_size, device, world, layout)
+        for part in (data.train, data.validation, data.test)
     )
 
-    nn = import_module(f"{args.nn}.nn")
-    torch.manual_seed(args.seed)
+    torch.manual_seed(options.seed)
     shape = {"in_channels": data.channels, "image_size": data.image_size, "num_classes": len(data.classes)}
-    model = LeNet5(**shape, nn=nn).to(device)  # initialised on the CPU, so that every device starts from one point
-    criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    steps = args.epochs * len(training)
+    network = build(options.model, **shape, layers=options.nn)  # on the CPU, so that every device starts from one point
+    network.to(device).to(memory_format=layout)
+    model = prepare(network, options, device, world)
+    criterion = MeanCrossEntropy(world)
+    optimizer = OPTIMIZERS[options.optimizer](network.parameters(), options)
+    steps = options.epochs * len(training)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+    autocast, scaler = precision(options.amp, device)
 
-    run = Run(args.runs_dir / args.name)
-    run.log({"event": "run", **vars(args), "device": str(device), "torch": torch.__version__, "on": platform()})
-    print(data.summary())
-    print(f"LeNet-5 on {args.nn}.nn, {sum(p.numel() for p in model.parameters()):,} parameters, {device}")
+    run = open_run(options, device, world)
+    state = State(
+        run, world, identity(options, data), options.checkpoint_every,
+        model=network, optimizer=optimizer, scheduler=scheduler, scaler=scaler,
+    )  # fmt: skip
+    state.restore()
+    announce(run, options, data, network, device, world, steps_done=state.epoch * len(training) + state.batch)
 
-    best = (-1.0, 0.0)
-    for epoch in range(1, args.epochs + 1):
-        start = time.perf_counter()
-        batches = training.shuffled(args.seed, epoch, args.shift)
-        batches = progress(batches, len(training), f"epoch {epoch}/{args.epochs}")
-        losses = train_epoch(model, batches, criterion, optimizer, scheduler)
-        speed = len(data.train) / (time.perf_counter() - start)
-        if not all(map(math.isfinite, losses)):
-            raise UserError(f"the loss grew beyond all bounds in epoch {epoch}: try an --lr below {args.lr:g}")
+    with Guard(world, state.save) as guard:
+        for epoch in range(state.epoch + 1, options.epochs + 1):
+            start, first = time.perf_counter(), state.batch
+            batches = training.shuffled(options.seed, epoch, first, options.shift, options.augment)
+            model.train()
+            for images, labels in guard(progress(batches, len(training), f"epoch {epoch}/{options.epochs}", first)):
+                with autocast():
+                    loss = criterion(model(images), labels)
+                optimizer.zero_grad()
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                scheduler.step()
+                state.record(loss)
+            losses = state.read_losses()
+            speed = len(data.train) * (1 - first / len(training)) / (time.perf_counter() - start)
 
-        validation_loss, predictions = evaluate(model, validation.in_order(), criterion)
-        accuracy = share_equal(predictions, data.validation.labels)
-        is_best = (accuracy, -validation_loss) > best
-        if is_best:
-            best = (accuracy, -validation_loss)
-            state = {"state_dict": model.state_dict(), "model": shape, "epoch": epoch, "validation_accuracy": accuracy}
-            run.save("best.pt", {**state, "classes": data.classes, "mean": data.mean, "std": data.std})
+            validation_loss, predictions = evaluate(network, validation, autocast, guard)
+            accuracy = share_equal(predictions, data.validation.labels)
+            if is_best := state.is_best(accuracy, validation_loss):
+                save_best(run, network, {"name": options.model, **shape}, data, epoch, accuracy)
+            log_epoch(run, epoch, losses, {
+                "validation_loss": validation_loss, "validation_accuracy": accuracy, "best": is_best,
+                "images_per_second": speed, "next_lr": scheduler.get_last_lr()[0],
+            })  # fmt: skip
+            world.print(
+                f"epoch {epoch:>{len(str(options.epochs))}}/{options.epochs}   loss {sum(losses) / len(losses):.4f}   "
+                f"validation: loss {validation_loss:.4f}, accuracy {100 * accuracy:6.2f} %   {speed:,.0f} images/s"
+            )
+            state.end_epoch()
 
-        loss = sum(losses) / len(losses)
-        first = (epoch - 1) * len(training) + 1
-        run.log(*({"event": "step", "step": step, "loss": value} for step, value in enumerate(losses, start=first)))
-        run.log({
-            "event": "epoch", "epoch": epoch, "loss": loss, "validation_loss": validation_loss,
-            "validation_accuracy": accuracy, "best": is_best, "images_per_second": speed,
-            "next_lr": scheduler.get_last_lr()[0],
-        })  # fmt: skip
-        print(
-            f"epoch {epoch:>{len(str(args.epochs))}}/{args.epochs}   loss {loss:.4f}   "
-            f"validation: loss {validation_loss:.4f}, accuracy {100 * accuracy:6.2f} %   {speed:,.0f} images/s",
-            flush=True,
-        )
-
-    kept = run.load("best.pt", device)
-    model.load_state_dict(kept["state_dict"])
-    test_loss, predictions = evaluate(model, test.in_order(), criterion)
-    accuracy = share_equal(predictions, data.test.labels)
-    run.log({"event": "test", "epoch": kept["epoch"], "loss": test_loss, "accuracy": accuracy})
-    draw_all(run, predictions, data.test.labels, data.classes, model.features.conv1.weight)
-    print(f"best weights: epoch {kept['epoch']}; results in {run.folder}")
-    print(f"test accuracy: {100 * accuracy:.2f} %")
-
-
-def train_epoch(
-    model: torch.nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    criterion: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> list[float]:
-    """One pass over the training images; returns the loss of every step."""
-    model.train()
-    losses = []
-    for images, labels in batches:
-        loss = criterion(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        losses.append(loss.detach())  # read at the end of the epoch, as reading makes a GPU wait for its host
-    values: list[float] = torch.stack(losses).tolist()
-    return values
+        best = copy.deepcopy(network)  # a signal now would save the last weights, not the best
+        best_epoch = load_best(run.folder, best)["epoch"]
+        loss_of_test, predictions = evaluate(best, test, autocast, guard)
+        accuracy = share_equal(predictions, data.test.labels)
+        draw_all(run, best, data, predictions, first_convolution(best).weight)
+        # The last of all: a run with a test result is finished.
+        run.log({"event": "test", "epoch": best_epoch, "step": steps, "loss": loss_of_test, "accuracy": accuracy})
+    world.print(f"best weights: epoch {best_epoch}; results in {run.folder}")
+    world.print(f"test accuracy: {100 * accuracy:.2f} %")
 
 
-@torch.no_grad()
-def evaluate(
-    model: torch.nn.Module, batches: Iterable[tuple[Tensor, Tensor]], criterion: torch.nn.Module
-) -> tuple[float, Tensor]:
-    """Mean loss over the images, and the class predicted for each of them."""
-    model.eval()
-    total, predictions = 0.0, []
-    for images, labels in batches:
-        logits = model(images)
-        total += criterion(logits, labels).item() * len(labels)
-        predictions.append(logits.argmax(1).cpu())
-    joined = torch.cat(predictions)
-    return total / len(joined), joined
-
-
-def share_equal(predictions: Tensor, labels: Tensor) -> float:
-    """Accuracy, between 0 and 1."""
-    return float((predictions == labels).float().mean())
+OPTIMIZERS = {
+    "sgd": lambda parameters, options: torch.optim.SGD(
+        parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+    ),
+    "adamw": lambda parameters, options: torch.optim.AdamW(
+        parameters, lr=options.lr, weight_decay=options.weight_decay
+    ),
+}
 
 
 def rate_factor(step: int, steps: int) -> float:
@@ -168,93 +118,17 @@ def rate_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def usable(name: str) -> torch.device:
-    """The device of that name, if tensors can be put there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    # Each backend has its own exception for a device that is unknown, not compiled in, or not there.
-    except Exception as error:
-        raise UserError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-Number = TypeVar("Number", int, float)
-
-
-def number(kind: Callable[[str], Number], least: float, below: float = math.inf) -> Callable[[str], Number]:
-    """An argparse type: a number that is at least `least` and less than `below`."""
-
-    def convert(text: str) -> Number:
-        value: Number = kind(text)
-        if not least <= value < below:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {least:g} <= value < {below:g}")
-        return value
-
-    convert.__name__ = "whole number" if kind is int else "number"  # argparse says: invalid whole number value: 'x'
-    return convert
-
-
-def folder_name(text: str) -> str:
-    """An argparse type: the name of one folder, not a path."""
-    if text in ("", "..") or text != Path(text).name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
-    return text
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage="python train.py [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100),
-        allow_abbrev=False,
-    )
-    count, rate = number(int, least=1), number(float, least=0)
-
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="digits", metavar="NAME", help=f"{', '.join(DATASETS)} [%(default)s]")
-    add(
-        "--data-dir", type=Path, default="data", metavar="DIR", help="its folder, or where to download it [%(default)s]"
-    )
-    add("--limit-train", type=count, metavar="N", help="train on no more than N images [all]")
-    add("--shift", type=number(int, 0, 16), default=2, metavar="N",
-        help="move each training image by up to N pixels at random [%(default)s]")  # fmt: skip
-
-    add = parser.add_argument_group("training").add_argument
-    add(
-        "--nn",
-        choices=("torchconv", "torch"),
-        default="torchconv",
-        metavar="WHOSE",
-        help="whose layers: torchconv or torch [%(default)s]",
-    )
-    add("--epochs", type=count, default=30, metavar="N", help="passes over the training images [%(default)s]")
-    add("--batch-size", type=count, default=32, metavar="N", help="images per step [%(default)s]")
-    add("--lr", type=rate, default=0.02, metavar="X", help="the highest learning rate [%(default)s]")
-    add("--momentum", type=number(float, 0, 1), default=0.9, metavar="X", help="momentum of SGD [%(default)s]")
-    add("--weight-decay", type=rate, default=5e-4, metavar="X", help="weight decay of SGD [%(default)s]")
-    add("--seed", type=number(int, 0, 2**32), default=0, metavar="N", help="all that chance depends on [%(default)s]")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... [auto: a GPU if there is one]")
-
-    add = parser.add_argument_group("results").add_argument
-    add("--runs-dir", type=Path, default="runs", metavar="DIR", help="where runs have their folders [%(default)s]")
-    add("--name", type=folder_name, default=f"{datetime.now():%Y-%m-%d_%H-%M-%S}",
-        help="the folder of this run, a new one [the time]")  # fmt: skip
-    return parser.parse_args(arguments)
+def log_epoch(run: Run, epoch: int, losses: Sequence[float], results: dict[str, Any]) -> None:
+    """The loss of every step, then the epoch."""
+    before = (epoch - 1) * len(losses)
+    run.log(*({"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, before + 1)))
+    mean = sum(losses) / len(losses)
+    run.log({"event": "epoch", "epoch": epoch, "step": before + len(losses), "loss": mean, **results})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = parse_arguments(arguments)
-    try:
-        train(args)
-    except UserError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program(sys.argv[1:] if arguments is None else arguments, train)
 
 
 if __name__ == "__main__":

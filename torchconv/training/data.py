@@ -1,12 +1,11 @@
 """The data sets, each held whole as one uint8 tensor from which batches are indexed.
 
 All of them are small, so a batch costs a handful of tensor operations on the training device: no worker processes, no
-image objects, and nothing to wait for.
+image objects, and nothing to wait for. Images in files are decoded once, when the program starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from torchconv.training import UserError
 from torchconv.training.download import TORCHVISION_CLASSES, torchvision_splits
+from torchconv.training.folder import folder_splits
 
-DATASETS = ("digits", *TORCHVISION_CLASSES)
+DATASETS = ("digits", *TORCHVISION_CLASSES, "folder")
 VALIDATION_FRACTION = 0.1
+FOLDER_SIZE = 32  # height and width, unless asked for others
 TEST_FRACTION = 0.2  # of scikit-learn's digits, which come without a split
 
 
@@ -78,12 +79,25 @@ class Dataset:
         return f"{self.name}: {parts} of {shape}, {len(self.classes)} classes"
 
 
-def load(name: str, data_dir: Path, limit_train: int | None = None) -> Dataset:
-    """Read a data set, downloading into `data_dir` what is not there; a tenth of its training part is validation."""
+def load(
+    name: str, data_dir: Path, limit_train: int | None = None, image_size: int | None = None, workers: int = 1
+) -> Dataset:
+    """Read a data set, downloading into `data_dir` what is not there; a tenth of its training part is validation.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: where its files are.
+        limit_train: the most images to train on.
+        image_size: height and width that the images of a folder get; the others have theirs.
+        workers: threads that decode the images of a folder.
+    """
     if name == "digits":
         learn, test, classes = _digits()
     else:
-        parts, classes = torchvision_splits(name, data_dir)
+        if name == "folder":
+            parts, classes = folder_splits(data_dir, image_size or FOLDER_SIZE, workers)
+        else:
+            parts, classes = torchvision_splits(name, data_dir)
         learn, test = (_checked(Split(*part), name, classes) for part in parts)
     validation, train = learn.divide(VALIDATION_FRACTION)
     train = train[:limit_train]
@@ -112,67 +126,8 @@ def _checked(split: Split, name: str, classes: tuple[str, ...]) -> Split:
     images, labels = split.images, split.labels
     if len(images) != len(labels):
         raise UserError(f"{name} has {len(images)} images but {len(labels)} labels")
-    if images.shape[2:] not in ((28, 28), (32, 32)):
+    if name != "folder" and images.shape[2:] not in ((28, 28), (32, 32)):
         raise UserError(f"{name} has images of {images.shape[2]} by {images.shape[3]} pixels; expected 28 or 32")
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise UserError(f"{name} has the label {int(labels.max())}; expected 0 to {len(classes) - 1}")
     return split
-
-
-class Batches:
-    """A split on a device, handed out as normalised batches.
-
-    Example::
-
-        >>> batches = Batches(data.train, data, batch_size=32, device=torch.device("cpu"))
-        >>> for images, labels in batches.shuffled(seed=0, epoch=1, shift=2):
-        ...     loss = criterion(model(images), labels)
-    """
-
-    def __init__(self, split: Split, data: Dataset, batch_size: int, device: torch.device) -> None:
-        self.images = split.images.to(device)
-        self.labels = split.labels.to(device)
-        self.mean = torch.tensor(data.mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(data.std, device=device).view(-1, 1, 1)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        """The number of batches; the last one may be smaller than the others."""
-        return -(-len(self.labels) // self.batch_size)
-
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as stored."""
-        return self._batches(self.images, self.labels)
-
-    def shuffled(self, seed: int, epoch: int, shift: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in random order, each moved by up to `shift` pixels along both axes.
-
-        Order and moves depend on `seed` and `epoch` alone, whatever the device and whatever else drew random
-        numbers: an epoch can be repeated without those before it.
-        """
-        # torch's CPU generator keeps 32 bits of its seed, so the epoch cannot simply go into the upper half.
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        count, device = len(self.labels), self.images.device
-        order = torch.randperm(count, generator=generator).to(device)
-        moves = torch.randint(2 * shift + 1, (count, 2), generator=generator).to(device)
-        # For the whole epoch at once: as bytes this is small, and a step waits for no more than its normalisation.
-        images, labels = _moved(self.images[order], moves, shift), self.labels[order]
-        yield from self._batches(images, labels)
-
-    def _batches(self, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(labels), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            yield (images[chosen] - self.mean) / self.std, labels[chosen]
-
-
-def _moved(images: Tensor, move: Tensor, shift: int) -> Tensor:
-    """Cut each image out of its own padded by `shift` black pixels, from row and column `move` on.
-
-    Shape: `images` and the result `(N, C, H, W)`; `move` `(N, 2)`, values 0 to `2 * shift`.
-    """
-    count, channels, height, width = images.shape
-    rows = (move[:, 0, None] + torch.arange(height, device=images.device)).view(count, 1, height, 1)
-    columns = (move[:, 1, None] + torch.arange(width, device=images.device)).view(count, 1, 1, width)
-    padded = F.pad(images, (shift, shift, shift, shift))
-    padded = padded.gather(2, rows.expand(-1, channels, -1, padded.shape[3]))
-    return padded.gather(3, columns.expand(-1, channels, height, -1))

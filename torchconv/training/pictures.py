@@ -1,4 +1,4 @@
-"""The pictures of a run: learning curves, confusion matrix and the filters of the first layer."""
+"""The pictures of a run: learning curves, confusion matrix, mistakes, filters and feature maps."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchconv.training.data import Dataset, Split
+from torchconv.training.evaluation import confusion
 from torchconv.training.runs import Run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#6b7280"
 
 
-def draw_all(run: Run, predictions: Tensor, labels: Tensor, classes: Sequence[str], filters: Tensor) -> None:
-    """Draw the three pictures into the run's folder."""
+def draw_all(run: Run, network: torch.nn.Module, data: Dataset, predictions: Tensor, filters: Tensor) -> None:
+    """Draw all pictures into the run's folder; `predictions` are of the test images."""
+    if not run.writes:
+        return
+    labels = data.test.labels
+    shown = int((predictions == labels).float().argmax())  # the first image that the network knows
     pictures = {
         "learning_curves.png": learning_curves(run.events("step"), run.events("epoch")),
-        "confusion_matrix.png": confusion_matrix(predictions, labels, classes),
+        "confusion_matrix.png": confusion_matrix(predictions, labels, data.classes),
+        "misclassified.png": misclassified(data.test, predictions, data.classes),
         "filters.png": first_layer_filters(filters),
+        "feature_maps.png": feature_maps(layer_outputs(network, data, data.test.images[shown])),
     }
     for name, figure in pictures.items():
         with run.replacing(name) as path:
@@ -72,7 +81,7 @@ def learning_curves(steps: Sequence[dict[str, Any]], epochs: Sequence[dict[str, 
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: Sequence[str]) -> Figure:
     """Rows are the true classes, columns the predicted ones; every row adds up to the images of its class."""
     count = len(classes)
-    matrix = torch.bincount(labels * count + predictions, minlength=count**2).view(count, count)
+    matrix = confusion(predictions, labels, count)
     share = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
     figure = _figure(7.2, 6.4)
     axes = figure.subplots()
@@ -117,3 +126,82 @@ def first_layer_filters(weight: Tensor) -> Figure:
     if filters.shape[-1] != 3:
         figure.colorbar(image, ax=grid, shrink=0.8)
     return figure
+
+
+def misclassified(split: Split, predictions: Tensor, classes: Sequence[str], most: int = 40) -> Figure:
+    """The first images whose class was not recognised: what they are, and what they were taken for."""
+    wrong = (predictions != split.labels).nonzero()[:, 0].tolist()
+    columns, rows = 8, max(1, math.ceil(min(len(wrong), most) / 8))
+    figure = _figure(1.25 * columns, 1.6 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, index in zip(grid.flat, wrong[:most], strict=False):
+        _show(axes, split.images[index])
+        true, predicted = classes[int(split.labels[index])], classes[int(predictions[index])]
+        axes.set_title(f"{true}, not\n{predicted}", fontsize=8)
+    shown = "" if len(wrong) <= most else f", the first {most} of them"
+    figure.suptitle(f"Misclassified test images: {len(wrong):,} of {len(predictions):,}{shown}", fontsize=10)
+    return figure
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    """A uint8 image `(C, H, W)`, grey or colour."""
+    pixels = image.cpu().movedim(0, -1)
+    axes.imshow((pixels if len(image) == 3 else pixels[..., 0]).numpy(), cmap="gray", vmin=0, vmax=255)
+
+
+@torch.no_grad()
+def layer_outputs(network: torch.nn.Module, data: Dataset, image: Tensor) -> list[tuple[str, Tensor]]:
+    """What every layer makes of one image, in the order of computation; the first is the image itself."""
+    found: list[tuple[str, Tensor]] = [("image", image.float().cpu())]
+
+    def keep(name: str) -> Any:
+        def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found.append((name, output[0].float().cpu().clone()))  # a ReLU behind it may work in place
+
+        return hook
+
+    leaves = [(name, layer) for name, layer in network.named_modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in leaves]
+    try:
+        parameter = next(network.parameters())
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+        network.eval()
+        network(((image.cpu() - mean) / std)[None].to(parameter))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def feature_maps(outputs: Sequence[tuple[str, Tensor]], most: int = 16) -> Figure:
+    """A row for each layer: its first maps, each on its own scale, or its values where it has no maps."""
+    height = 0.75
+    figure = _figure(1.9 + most * 0.62, height * len(outputs))
+    rows = figure.subplots(len(outputs), 1, squeeze=False)[:, 0]
+    for axes, (name, output) in zip(rows, outputs, strict=True):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        size = "x".join(map(str, output.shape))
+        axes.set_ylabel(f"{name}\n{size}", rotation=0, ha="right", va="center", fontsize=8)
+        if output.dim() == 3:
+            strip = _strip(output[:most], most)
+            axes.imshow(strip.numpy(), cmap="viridis", interpolation="nearest", aspect="equal")
+            axes.set_anchor("W")
+        elif output.dim() == 1:
+            axes.imshow(output[None].numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
+    return figure
+
+
+def _strip(maps: Tensor, places: int) -> Tensor:
+    """Maps `(C, H, W)` side by side, each stretched to 0 to 1, with gaps and empty places that stay blank."""
+    height, width = maps.shape[1:]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    scaled = (maps - low) / (high - low).clamp_min(1e-12)
+    gap = max(1, width // 14)
+    strip = torch.full((height, places * (width + gap)), float("nan"))
+    for index, one in enumerate(scaled):
+        strip[:, index * (width + gap) : index * (width + gap) + width] = one
+    return strip
