@@ -1,80 +1,112 @@
-"""The three products of a convolution as matrix products over windows, for any rank.
+"""The three products of a convolution as matrix products over unrolled windows, for any rank.
 
-`windows` gives the im2col matrix as a *view*; a chunk of it at a time is copied and multiplied, so the extra memory
-does not grow with the batch.  Half precision is computed in float32 and rounded once.
+    fprop  y = w · columns(x)        dgrad  x̄ = its adjoint in x, wᵀ · g folded back        wgrad  w̄ = g · columns(x)ᵀ
+
+A chunk of the batch at a time is unrolled and multiplied, so the extra memory does not grow with the batch.  Half
+precision is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchconv.eager.windows import accumulation_dtype, crop, pad, taps, windows
+from torchconv.eager.matmul import matmul
+from torchconv.eager.windows import accumulation_dtype, columns, crop, pad, rows
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
-# Elements of one im2col chunk: 4 MiB in float32, so that what the copy writes is still in the cache for the product.
-_CHUNK = 1 << 20
+# Elements of one chunk of columns: 2 MiB in float32, so that what the copy writes is still in the cache for the
+# product.  Half as many are slower for LeNet (more calls), twice as many for the wide layers of a ResNet (fewer hits).
+_CHUNK = 1 << 19
 
 
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
-    """y[n, o, p] = bias[o] + Σ_ck w[o, ck] · windows(x)[n, ck, p], for x [N, C, *in] and w [O, C/G, *k]."""
-    dtype, groups = accumulation_dtype(x.dtype), geometry.groups
-    pixels = math.prod(geometry.output)
-    w_matrix = w.reshape(groups, w.shape[0] // groups, -1).to(dtype)  # [G, O/G, CK]
-    b_column = None if bias is None else bias.to(dtype).view(groups, -1, 1)
-    y = x.new_empty((x.shape[0], groups, w_matrix.shape[1], pixels))
-    view = windows(pad(x, geometry), geometry)
-    for part in _chunks(view):
-        columns = view[part].to(dtype).reshape(-1, groups, w_matrix.shape[2], pixels)
-        product = w_matrix @ columns
-        y[part] = product if b_column is None else product.add_(b_column)
-    return arranged(y.view(x.shape[0], w.shape[0], *geometry.output), format)
+    """y[n, o, p] = bias[o] + Σ_ck w[o, ck] · columns(x)[ck, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
+    y = torch.empty((x.shape[0], w.shape[0], *geometry.output), dtype=x.dtype, device=x.device, memory_format=format)
+    matrix = _to_matrix(w, geometry)
+    zero_or_bias = matrix.new_zeros(()) if bias is None else bias.to(matrix.dtype).view(-1, *(1,) * geometry.rank)
+    for part in _chunks(x.shape[0], x.shape[1], geometry):
+        product = matmul(matrix, _columns(x[part], geometry))
+        torch.add(_from_pixels(product, geometry), zero_or_bias, out=y[part])
+    return y
 
 
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """x̄ = the adjoint of `fprop` in x: columns wᵀ·g, each added back to the window it stands for; [N, C, *in]."""
-    dtype, groups = accumulation_dtype(g.dtype), geometry.groups
-    n, pixels, channels = g.shape[0], math.prod(geometry.output), w.shape[1] * groups
-    w_matrix = w.reshape(groups, w.shape[0] // groups, -1).to(dtype)  # [G, O/G, CK]
-    g_matrix = g.reshape(n, groups, w_matrix.shape[1], pixels)
-    padded = g.new_zeros((n, channels, *geometry.padded), dtype=dtype)
-    view = windows(padded, geometry)
-    for part in _chunks(view):
-        columns = (w_matrix.mT @ g_matrix[part].to(dtype)).view(-1, channels, *geometry.kernel, *geometry.output)
-        for tap in taps(geometry):
-            view[part][tap] += columns[tap]
-    x = crop(padded, geometry)
-    if bias is not None:
-        x += bias.view(-1, *(1,) * geometry.rank)
-    return arranged(x.to(g.dtype), format)
+    channels = w.shape[1] * geometry.groups
+    x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
+    matrix = _to_matrix(w, geometry).mT.contiguous()
+    zero_or_bias = matrix.new_zeros(()) if bias is None else bias.to(matrix.dtype).view(-1, *(1,) * geometry.rank)
+    for part in _chunks(g.shape[0], channels, geometry):
+        padded = matrix.new_zeros((x[part].shape[0], channels, *geometry.padded))
+        by_width = rows(padded, geometry)
+        unrolled = torch.zeros_like(by_width, memory_format=torch.contiguous_format)
+        by_tap = columns(unrolled, geometry)
+        product = matmul(matrix, _to_pixels(g[part], geometry)).view(by_tap.shape)
+        for tap in itertools.product(*map(range, geometry.kernel[:-1])):
+            at: Any = (slice(None), *tap)
+            by_tap[at] += product[at]
+        for k in range(geometry.kernel[-1]):
+            by_width[:, :, k] += unrolled[:, :, k]
+        torch.add(crop(padded, geometry), zero_or_bias, out=x[part])
+    return x
 
 
 def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
-    """w̄[o, ck] = Σ_np g[n, o, p] · windows(x)[n, ck, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
-    dtype, groups, rank = accumulation_dtype(x.dtype), geometry.groups, geometry.rank
-    outputs, channels = g.shape[1] // groups, x.shape[1] // groups
-    w = g.new_zeros((groups, outputs, channels * math.prod(geometry.kernel)), dtype=dtype)
-    view = windows(pad(x, geometry), geometry)
-    # [G, CK, N, P] and [G, O/G, N, P]: batch and pixels side by side make one long reduction.
-    view = view.unflatten(1, (groups, channels)).movedim(0, 2 + rank)
-    g_matrix = g.reshape(g.shape[0], groups, outputs, math.prod(geometry.output)).movedim(0, 2)
-    for part in _chunks(view, dim=2 + rank):
-        columns = view.movedim(2 + rank, 0)[part].movedim(0, 2 + rank).to(dtype).reshape(*w.shape[::2], -1)
-        w += g_matrix[:, :, part].to(dtype).reshape(groups, outputs, -1) @ columns.mT
-    bias = g.sum((0, *range(2, 2 + rank)), dtype=dtype).to(g.dtype) if with_bias else g.new_empty(0)
-    w = w.to(g.dtype).view(g.shape[1], channels, *geometry.kernel)
-    return arranged(w, format), bias
+    """w̄[o, ck] = Σ_np g[o, n, p] · columns(x)[ck, n, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
+    size = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
+    matrix = torch.zeros_like(_to_matrix(g.new_empty(size), geometry))
+    bias = matrix.new_zeros(g.shape[1] if with_bias else 0)
+    for part in _chunks(x.shape[0], x.shape[1], geometry):
+        pixels = _to_pixels(g[part], geometry)
+        matrix += matmul(pixels, _columns(x[part], geometry).mT)
+        if with_bias:
+            bias += pixels.sum(2).flatten()
+    return arranged(_from_matrix(matrix, size, geometry).to(g.dtype), format), bias.to(g.dtype)
 
 
-def _chunks(view: Tensor, dim: int = 0) -> Iterator[slice]:
-    """Slices of the batch, each of about `_CHUNK` elements of `view` and at least one sample."""
-    n = view.shape[dim]
-    if view.numel():
-        step = max(1, _CHUNK * n // view.numel())
-        yield from (slice(start, start + step) for start in range(0, n, step))
+def _columns(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    """`x` [N, C, *in] unrolled: [G, CK/G, PN]."""
+    padded = pad(x.to(accumulation_dtype(x.dtype)), geometry)
+    unrolled = columns(rows(padded, geometry).contiguous(), geometry)
+    pixels = math.prod(unrolled.shape[-geometry.rank - 1 :])
+    return unrolled.reshape(geometry.groups, math.prod(unrolled.shape[1 : -geometry.rank - 1]), pixels)
+
+
+def _to_pixels(g: Tensor, geometry: ConvGeometry) -> Tensor:
+    """`g` [N, O, *out] as a matrix with the columns' pixels: [G, O/G, PN], in the order *output but the last, N, ow."""
+    g = g.to(accumulation_dtype(g.dtype)).movedim(0, -2)
+    return g.reshape(geometry.groups, g.shape[0] // geometry.groups, -1)
+
+
+def _from_pixels(product: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The inverse of `_to_pixels`, as a view."""
+    outputs = product.shape[0] * product.shape[1]
+    return product.view(outputs, *geometry.output[:-1], -1, geometry.output[-1]).movedim(-2, 0)
+
+
+def _to_matrix(w: Tensor, geometry: ConvGeometry) -> Tensor:
+    """`w` [O, C/G, *k] as a matrix with the columns' taps: [G, O/G, CK], in the order *kernel but the last, C/G, kw."""
+    outputs = w.shape[0] // geometry.groups
+    w = w.to(accumulation_dtype(w.dtype)).movedim(1, -2)
+    return w.reshape(geometry.groups, outputs, w.shape[1:].numel())
+
+
+def _from_matrix(matrix: Tensor, size: tuple[int, ...], geometry: ConvGeometry) -> Tensor:
+    """The inverse of `_to_matrix`, for a weight of this size, as a view."""
+    return matrix.view(size[0], *geometry.kernel[:-1], size[1], geometry.kernel[-1]).movedim(-2, 1)
+
+
+def _chunks(batch: int, channels: int, geometry: ConvGeometry) -> Iterator[slice]:
+    """Slices of the batch, each of about `_CHUNK` elements of columns and at least one sample."""
+    elements = channels * math.prod(geometry.kernel) * math.prod(geometry.output)
+    step = max(1, _CHUNK // max(1, elements))
+    return (slice(start, start + step) for start in range(0, batch, step))
