@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,34 @@ def run_life(arguments, accident=None, log=None):
     process = start_life(arguments, accident, log)
     process.join()
     return process.exitcode
+
+
+def live_together(rank, size, port, *life):
+    """The target of one of several processes; the environment is what torchrun sets."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    live(*life)
+
+
+def run_together(size, arguments, accidents=(), log=None):
+    """The exit statuses of processes that train together; `accidents` are by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        context.Process(target=live_together, args=(rank, size, port, arguments, dict(accidents).get(rank), log))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def die_in_step(step):
+    """The accident: the process ends in the middle of the n-th step."""
+    signal_in_step(signal.SIGKILL, step)
 
 
 def die():
