@@ -6,7 +6,8 @@ import os
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-import pytest  # noqa: E402 - after the environment
+import hypothesis  # noqa: E402 - after the environment
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -19,6 +20,17 @@ else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torchconv  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--examples", type=int, default=300, help="random examples of each family in tests/test_random.py")
+
+
+def pytest_configure(config):
+    hypothesis.settings.register_profile(
+        "examples", max_examples=config.getoption("--examples"), deadline=None, print_blob=True
+    )
+    hypothesis.settings.load_profile("examples")
 
 
 @pytest.fixture(autouse=True)
