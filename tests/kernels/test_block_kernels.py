@@ -109,6 +109,7 @@ CASES = {
     "2d_left_over": (Conv(2, 3, 4, (9, 8), (2, 2)), (3, 2)),
     "2d_strided_and_dilated": (Conv(2, 3, 4, (13, 12), (3, 2), stride=2, padding=2, dilation=(2, 3)), (1, 2)),
     "2d_grouped": (Conv(2, 6, 4, (6, 7), (3, 3), padding=1, groups=2), (2, 3)),
+    "2d_depthwise": (Conv(2, 36, 36, (6, 7), (3, 3), padding=1, groups=36), (2, 2)),
     "2d_reflect": (Conv(2, 3, 4, (6, 6), (3, 3), padding=1, padding_mode="reflect"), (2, 2)),
     "3d": (Conv(2, 3, 4, (4, 5, 4), (2, 2, 1)), (1, 2, 2)),
 }
@@ -127,7 +128,7 @@ def test_geometries(name, case):
 @pytest.mark.parametrize("name", BLOCK)
 def test_offsets_of_64_bits(monkeypatch, name):
     """The same values with the kernel's branch for big tensors, which no test can allocate."""
-    for module in ("block", "conv_dgrad", "conv_wgrad"):
+    for module in ("block", "conv_dgrad", "conv_wgrad", "conv_depthwise"):
         monkeypatch.setattr(importlib.import_module(f"triton_kernels.{module}"), "needs_int64", lambda *a, **k: True)
     conv, pool = CASES["2d_left_over"]
     matches(name, conv, pool, torch.float32, torch.channels_last)

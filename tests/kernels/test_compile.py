@@ -29,7 +29,7 @@ def test_compile(target):
     bad = [complaint(r, r["error"]) for r in results if "error" in r]
     bad += [complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in compiled if r["stack"]]
     for r in compiled:
-        multiplies = r["kernel"].startswith(("conv", "block"))
+        multiplies = r["kernel"].startswith(("conv", "block"))  # not the depthwise ones
         if multiplies and not r["matrix"] and (target, r["dtype"]) not in NO_MATRIX:
             bad.append(complaint(r, "no matrix instruction"))
     assert not bad, "\n".join([f"{len(bad)} of {len(compiled)} kernels", *bad])

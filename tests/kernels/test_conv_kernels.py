@@ -97,12 +97,43 @@ def test_geometries(name, conv, channels_last):
         assert_close(result, exact, conv.terms(name), name)
 
 
+# One input channel per group: other kernels, whose programs hold 32 channels or about 1024 elements of the result.
+DEPTHWISE = {
+    "2d": Conv(2, 37, 74, (7, 6), (3, 3), padding=1, groups=37),
+    "2d_strided_and_dilated": Conv(2, 35, 35, (9, 8), (3, 2), stride=(2, 3), padding=2, dilation=(1, 2), groups=35),
+    "1d_circular": Conv(3, 4, 12, (40,), (5,), padding=2, groups=4, padding_mode="circular"),
+    "3d": Conv(2, 5, 5, (5, 4, 3), (2, 3, 2), stride=(1, 2, 1), padding=1, groups=5),
+}
+
+
+@pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("case", DEPTHWISE)
 @pytest.mark.parametrize("name", CONV)
-def test_offsets_of_64_bits(monkeypatch, name):
+def test_depthwise(monkeypatch, name, case, dtype):
+    monkeypatch.setattr(configs, "SPLIT_LENGTH", 64)
+    conv = DEPTHWISE[case]
+    if name == "conv_dgrad":
+        conv = conv._replace(padding_mode="zeros")
+    x, w, g = conv.operands(dtype)
+    bias = torch.randn(conv.outputs, device=DEVICE).to(dtype)
+    memory_format = conv.memory_format(channels_last=len(conv.size) == 2)
+    with checking() as written:
+        results = conv.launch(name, x, w, g, bias, memory_format)
+        for result in results:
+            written(result)
+    for result, exact in zip(results, conv.exact(name, x, w, g, bias)):
+        assert result.dtype == dtype
+        assert_close(result, exact, conv.terms(name), name)
+
+
+@pytest.mark.parametrize("groups", [1, 17], ids=["dense", "depthwise"])
+@pytest.mark.parametrize("name", CONV)
+def test_offsets_of_64_bits(monkeypatch, name, groups):
     """The same values with the kernel's branch for big tensors, which no test can allocate."""
-    for module in CONV:
+    conv = Conv(2, 17, 17, (9, 8), (3, 2), stride=2, padding=1, groups=groups)
+    for module in (*CONV, "conv_depthwise"):
         monkeypatch.setattr(importlib.import_module(f"triton_kernels.{module}"), "needs_int64", lambda *a, **k: True)
-    conv = Conv(2, 17, 6, (9, 8), (3, 2), stride=2, padding=1)
     x, w, g = conv.operands(torch.float32)
     bias = torch.randn(17, device=DEVICE)
     with checking():
