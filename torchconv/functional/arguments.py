@@ -11,6 +11,20 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
+# The poolings that torch's autocast computes in float32: on CPUs alone, and `max_pool3d` without its indices alone.
+_FLOAT32_UNDER_AUTOCAST = {
+    "avg_pool3d",
+    "lp_pool3d",
+    "adaptive_avg_pool3d",
+    "max_pool3d",
+    "adaptive_max_pool3d",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+}
+
 Size = int | Sequence[int]
 AdaptiveSize = int | Sequence[int | None] | None
 
@@ -26,6 +40,13 @@ def batched(name: str, rank: int, input: Tensor, run: Callable[..., Any], *other
         )
     result = run(input.unsqueeze(0), *(other.unsqueeze(0) for other in others))
     return tuple(t.squeeze(0) for t in result) if isinstance(result, tuple) else result.squeeze(0)
+
+
+def as_autocast(name: str, input: Tensor) -> Tensor:
+    """The input of a pooling, cast as autocast asks."""
+    if name in _FLOAT32_UNDER_AUTOCAST and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    return input
 
 
 def check_tensor(name: str, argument: str, value: object) -> None:

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, AdaptiveSize, Size, batched, check_bool, check_dtype, check_tensor
+from torchconv.functional.arguments import (
+    FLOATS,
+    AdaptiveSize,
+    Size,
+    as_autocast,
+    batched,
+    check_bool,
+    check_dtype,
+    check_tensor,
+)
 from torchconv.geometry import AvgGeometry, PoolGeometry, is_integer
 
 
@@ -195,7 +204,7 @@ def _avg_pool(
         geometry = AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor_override or 0)
         return autograd.avg_pool(x, geometry)
 
-    return batched(name, rank, input, run)
+    return batched(name, rank, as_autocast(name, input), run)
 
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
@@ -206,7 +215,7 @@ def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: Adaptiv
         pool = PoolGeometry.of_adaptive(x.shape, rank, output_size)
         return autograd.avg_pool(x, AvgGeometry(**vars(pool), count_include_pad=False, divisor=0))
 
-    return batched(name, rank, input, run)
+    return batched(name, rank, as_autocast(name, input), run)
 
 
 def _lp_pool(
@@ -222,8 +231,9 @@ def _lp_pool(
         pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, 0, 1, ceil_mode)
         if math.isinf(p):
             sign = math.copysign(1, p)
-            return sign * autograd.max_pool(sign * x.abs(), pool)[0]
-        mean = autograd.avg_pool(x.pow(p), AvgGeometry(**vars(pool), count_include_pad=True, divisor=0))
+            return sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
+        geometry = AvgGeometry(**vars(pool), count_include_pad=True, divisor=0)
+        mean = autograd.avg_pool(as_autocast(name, x.pow(p)), geometry)
         total = torch.sign(mean) * torch.relu(torch.abs(mean)) * pool.taps
         return total.pow(1.0 / p)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_dtype, check_tensor
 from torchconv.geometry import FractionalGeometry, as_tuple
 
 Ratio = float | Sequence[float]
@@ -127,6 +127,7 @@ def _fractional(
                 f"{name}(): expected _random_samples of size {[*x.shape[:2], rank]}, {x.dtype} and on {x.device}, as "
                 f"the input, but got size {list(u.shape)}, {u.dtype} on {u.device}"
             )
+        x, u = as_autocast(name, x), as_autocast(name, u)
         y, index = autograd.fractional_max_pool(x, _starts(u, geometry), geometry)
         return (y, index) if return_indices else y
 

@@ -12,6 +12,7 @@ from torchconv.functional.arguments import (
     INTEGERS,
     AdaptiveSize,
     Size,
+    as_autocast,
     batched,
     check_bool,
     check_dtype,
@@ -203,7 +204,7 @@ def _max_pool(
         geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
         return _with_indices(x, geometry, return_indices)
 
-    return batched(name, rank, input, run)
+    return batched(name, rank, input if return_indices else as_autocast(name, input), run)
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
@@ -215,7 +216,7 @@ def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: Adaptiv
             raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
         return _with_indices(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices)
 
-    return batched(name, rank, input, run)
+    return batched(name, rank, as_autocast(name, input), run)
 
 
 def _with_indices(x: Tensor, geometry: PoolGeometry, return_indices: bool) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_dtype, check_tensor
 from torchconv.geometry import IndexGeometry, as_tuple
 
 
@@ -127,4 +127,4 @@ def _max_unpool(
             )
         return autograd.max_unpool(x, index, IndexGeometry(size))
 
-    return batched(name, rank, input, run, indices)
+    return batched(name, rank, as_autocast(name, input), run, indices)
