@@ -1,9 +1,9 @@
 """Pooling in plain tensor algebra, for any rank.
 
 What can be done for all windows at once is: one tap of every window is a strided slice of the input, and passes over
-slices cost a fraction of a walk through the windows.  Only where windows are fewer than the taps of one (global and
-most adaptive pooling), one window after the other is reduced.  A sum over a window is the sum of its rows' sums, so
-averages go one dimension after the other.  Some samples at a time are pooled, whose tensors stay in the cache.
+slices cost a fraction of a walk through the windows.  Only where windows are fewer than the taps of one, or of
+different lengths (global and adaptive pooling), each window is gathered and reduced.  A sum over a window is the sum of
+its rows' sums, so averages go one dimension after the other.  Some samples at a time, whose tensors stay in the cache.
 
 A winner is kept as the flat position of its tap in the window (`offset`), one byte for windows of up to 256 elements.
 """
@@ -16,13 +16,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from torchconv.eager.slices import axis_pieces, first_taps, tap_pieces, window_pieces
-from torchconv.eager.windows import accumulation_dtype
+from torchconv.eager.slices import (
+    axis_pieces,
+    divisors,
+    first_taps,
+    known_starts,
+    tap_pieces,
+    window_pieces,
+    window_starts,
+)
+from torchconv.eager.windows import accumulation_dtype, chunks
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
-# Elements of the samples that are pooled at a time: 2 MiB in float32.
-_CHUNK = 1 << 19
+# Elements of the samples that are pooled at a time: 4 MiB in float32.
+_CHUNK = 1 << 20
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -33,7 +41,8 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     """
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
-    pool = _max_by_window if math.prod(geometry.output) < geometry.taps else _max_by_tap
+    by_window = geometry.adaptive or math.prod(geometry.output) < geometry.taps
+    pool = _max_by_window if by_window else _max_by_tap
     for part in _chunks(x, geometry) if y.numel() else ():
         pool(x[part], y[part], offset[part], geometry)
     return y, offset
@@ -42,61 +51,84 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
 def _max_by_tap(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry) -> None:
     """Max pooling into `y` and `offset`, one tap of all windows after the other.
 
-    Comparing is fast only between dense tensors, and with a result of their type: 4 times as fast as with booleans.  So
-    each tap's values are copied, and the winners are counted in float32.  (`torch.where` takes 15 times as long as
-    `torch.maximum`.)
+    Comparing is fast only between tensors with a dense last dimension, and with a result of their type: 4 times as fast
+    as with booleans.  So a tap's values are copied if the stride scatters them, and the winners are counted in float32.
+    (`torch.where` would take 15 times as long as `torch.maximum`.)
     """
-    lowest = -float("inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
-    value, wins = torch.empty_like(y), torch.empty_like(y)
     taps = tap_pieces(geometry)
-    y.fill_(lowest)
-    winner = torch.empty_like(y, dtype=torch.float32).copy_(first_taps(geometry))
-    for tap, outputs, inputs, everywhere in taps:
-        if everywhere:
-            value.copy_(x[inputs])
-        else:
-            value.fill_(lowest)[outputs] = x[inputs]
-        torch.gt(value, y, out=wins)
-        torch.maximum(y, value, out=y)
+    wins, winner = torch.empty_like(y), torch.empty_like(y, dtype=torch.float32)
+    if taps and taps[0].everywhere:
+        y.copy_(x[taps[0].inputs])
+        winner.zero_()
+    else:
+        y.fill_(_lowest(x.dtype))
+        winner.copy_(first_taps(geometry))
+    for number, outputs, inputs, everywhere in taps[taps[0].everywhere :] if taps else ():
+        value = x[inputs]
+        if value.stride(-1) != 1 and value.stride(1) != 1:
+            value = value.contiguous()
+        best, w, k = (y, wins, winner) if everywhere else (y[outputs], wins[outputs], winner[outputs])
+        torch.gt(value, best, out=w)
+        torch.maximum(best, value, out=best)
         # The taps ascend: of those that were greater than all before them, the last is the winner.
-        torch.maximum(winner, wins.to(winner.dtype).mul_(tap), out=winner)
+        torch.maximum(k, w.to(k.dtype).mul_(number), out=k)
     offset.copy_(winner)
     if _holds_nan(y):
-        for tap, outputs, inputs, _ in taps:
-            offset[outputs] = torch.where(x[inputs].isnan(), tap, offset[outputs])
+        for tap in taps:
+            offset[tap.outputs] = torch.where(x[tap.inputs].isnan(), tap.number, offset[tap.outputs])
 
 
 def _max_by_window(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry) -> None:
-    """Max pooling into `y` and `offset`, one window of all samples and channels after the other."""
-    y.fill_(-float("inf") if x.is_floating_point() else torch.iinfo(x.dtype).min)
-    offset.copy_(first_taps(geometry))
-    space = tuple(range(2, x.dim()))
-    for output, inputs, taps in window_pieces(geometry):
-        values = x[inputs].contiguous(memory_format=memory_format(x))
-        greatest = values.amax(space, keepdim=True)
-        # The first of the taps that hold it is the greatest number, if they are counted from the last one.
-        holds = torch.eq(values, greatest, out=torch.empty_like(values)).to(torch.float32)
-        first = geometry.taps - (holds * (geometry.taps - taps)).amax(space, keepdim=True)
-        if _holds_nan(greatest):
-            last = (values.isnan() * (taps + 1)).amax(space, keepdim=True) - 1
-            first = torch.where(greatest.isnan(), last, first)
-        y[output], offset[output] = greatest, first.to(offset.dtype)
+    """Max pooling into `y` and `offset`: all windows side by side, [N, C, *output, *kernel], and one reduction."""
+    taps = tuple(range(2 + geometry.rank, 2 + 2 * geometry.rank))
+    values = x.new_full((*y.shape, *geometry.kernel), _lowest(x.dtype))
+    for window, inputs in window_pieces(geometry):
+        values[window] = x[inputs]
+    numbers = torch.arange(geometry.taps, dtype=torch.float32).view(geometry.kernel)
+    greatest = values.amax(taps, keepdim=True)
+    # The first of the taps that hold it is the greatest number, if they are counted from the last one.
+    holds = torch.eq(values, greatest, out=torch.empty_like(values)).to(torch.float32)
+    winner = geometry.taps - holds.mul_(geometry.taps - numbers).amax(taps)
+    y.copy_(greatest.view(y.shape))
+    if _holds_nan(y):
+        winner = torch.where(y.isnan(), (values.isnan() * numbers).amax(taps), winner)
+    # Where even the greatest is the lowest value, the first tap that holds it may lie in the padding.
+    offset.copy_(torch.maximum(winner, first_taps(geometry)))
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = x[winner of window o]: the derivative of max pooling, as a linear map.  A window without input gives 0."""
     index, full = _winners(offset, geometry)
-    y = x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
-    return arranged(y if full is None else y.mul_(full), format)
+    y = _flat(x, format).gather(_pixels(format), _flat(index, format))
+    if full is not None:
+        y *= _flat(full.expand(index.shape), format)
+    return _unflat(y, geometry.output, format)
 
 
 def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """x̄[i] = Σ g[o] over the windows o whose winner is i: the adjoint of `max_pool_gather`."""
     index, full = _winners(offset, geometry)
-    x = g.new_zeros((*g.shape[:2], math.prod(geometry.input)), dtype=accumulation_dtype(g.dtype))
+    x = _flat(g.new_zeros((), dtype=accumulation_dtype(g.dtype)).expand(*g.shape[:2], *geometry.input), format)
+    x = torch.zeros_like(x, memory_format=torch.contiguous_format)
     g = g if full is None else g * full
-    x.scatter_add_(2, index.flatten(2), g.flatten(2).to(x.dtype))
-    return arranged(x.view(*g.shape[:2], *geometry.input).to(g.dtype), format)
+    x.scatter_add_(_pixels(format), _flat(index, format), _flat(g, format).to(x.dtype))
+    return _unflat(x.to(g.dtype), geometry.input, format)
+
+
+def _flat(t: Tensor, format: torch.memory_format) -> Tensor:
+    """[N, C, *] as [N, C, pixels]; if channels_last, as [N, pixels, C]: a view if `t` is in that format."""
+    return t.flatten(2) if format == torch.contiguous_format else t.movedim(1, -1).flatten(1, -2)
+
+
+def _unflat(t: Tensor, spatial: tuple[int, ...], format: torch.memory_format) -> Tensor:
+    """The inverse of `_flat`, in that format."""
+    contiguous = format == torch.contiguous_format
+    return arranged(t.unflatten(2, spatial) if contiguous else t.unflatten(1, spatial).movedim(-1, 1), format)
+
+
+def _pixels(format: torch.memory_format) -> int:
+    """The dimension of `_flat`'s pixels."""
+    return 2 if format == torch.contiguous_format else 1
 
 
 def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> Tensor:
@@ -163,55 +195,46 @@ def offset_dtype(geometry: PoolGeometry) -> torch.dtype:
 
 def winner_index(offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """The winners as torch reports them: int64 positions in the flattened input, [N, C, *output] as `offset`."""
-    return arranged(_positions(offset, geometry, torch.int64), memory_format(offset))
+    return arranged(_positions(offset.long(), geometry, window_starts(geometry, offset.device)), memory_format(offset))
 
 
-def _positions(offset: Tensor, geometry: PoolGeometry, dtype: torch.dtype) -> Tensor:
-    """`winner_index`; what is not of the windows' number is computed in `dtype`.
+def _positions(offset: Tensor, geometry: PoolGeometry, starts: Tensor) -> Tensor:
+    """The positions in the flattened input of taps of windows whose first taps are at `starts`, int64.
 
-    With the tap's digits t_d (t = Σ t_d · Π kernel behind d) and a step of u_d positions per tap, the position is
-    start + Σ t_d·u_d.  The quotients q_d = t // Π kernel behind d are at hand, and t_d = q_d − kernel_d · q_{d−1}.
+    If a tap of dimension d steps over u_d positions, the tap of digits t_d lies Σ t_d·u_d behind the window's start.
+    The quotients q_d = offset // Π kernel behind d are at hand, and t_d = q_d − kernel_d · q_{d−1}.
     """
-    starts = torch.zeros((), dtype=torch.int64, device=offset.device)
-    quotient, step, carried = offset.to(dtype), 1, 0
-    delta = torch.zeros((), dtype=dtype, device=offset.device)
+    quotient, pixels, carried, behind = offset, 1, 0, None
     for dim in reversed(range(geometry.rank)):
-        axis = geometry.axes[dim]
-        o = torch.arange(axis.output, device=offset.device).view(-1, *(1,) * (geometry.rank - 1 - dim))
-        starts = starts + axis.start(o) * step  # type: ignore[arg-type]
-        delta = delta + quotient * (step * axis.dilation - carried)
-        carried, step = axis.kernel * step * axis.dilation, step * axis.input
+        step = pixels * geometry.dilation[dim]
+        behind = quotient * step if behind is None else behind + quotient * (step - carried)
+        carried, pixels = geometry.kernel[dim] * step, pixels * geometry.input[dim]
         if dim:
-            quotient = _quotient(quotient, axis.kernel, offset.dtype)
-    return delta.to(torch.int64) + starts
+            quotient = _quotient(quotient, geometry.kernel[dim], geometry.taps)
+    return behind.long() + starts  # type: ignore[union-attr]
 
 
-def _quotient(t: Tensor, divisor: int, dtype: torch.dtype) -> Tensor:
-    """t // divisor, for values `t` of the type `dtype`; for bytes by a product, 8 times as fast as a quotient."""
-    if dtype is torch.uint8:
-        return (t * (65536 // divisor + 1)) >> 16  # exact: t · divisor < 65536
+def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
+    """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast."""
+    if limit <= 256:
+        return (t * (65536 // divisor + 1)) >> 16  # exact, because t · divisor < 65536
     return torch.div(t, divisor, rounding_mode="floor")
 
 
 def _winners(offset: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
     """`winner_index`; and [*output] whether a window holds any input, else its winner is position 0; None if all do."""
-    index = _positions(offset, geometry, torch.int32 if math.prod(geometry.input) < 2**31 else torch.int64)
-    full = torch.ones((), dtype=torch.bool, device=offset.device)
-    counts = [[axis.taps_between(o, 0, axis.input) for o in range(axis.output)] for axis in geometry.axes]
-    if all(map(all, counts)):
-        return index, None
-    for column in counts:
-        full = full.unsqueeze(-1) & torch.tensor(column, device=offset.device).gt(0)
-    return index.mul_(full), full
+    starts, full = known_starts(geometry)
+    index = _positions(offset.int() if math.prod(geometry.input) < 2**31 else offset.long(), geometry, starts)
+    return (index, None) if full is None else (index.mul_(full), full)
 
 
 def _divide(total: Tensor, geometry: AvgGeometry, out: Tensor) -> Tensor:
     """`total` by each window's divisor; integers truncate, as C does."""
-    divisor = torch.tensor(geometry.divisor or 1, device=total.device)
-    if not geometry.divisor:
-        for column in geometry.counts():
-            divisor = divisor.unsqueeze(-1) * torch.tensor(column, device=total.device)
-    return torch.div(total, divisor, rounding_mode=None if total.is_floating_point() else "trunc", out=out)
+    return torch.div(total, divisors(geometry), rounding_mode=None if total.is_floating_point() else "trunc", out=out)
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    return -float("inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _holds_nan(t: Tensor) -> bool:
@@ -226,6 +249,4 @@ def _empty(like: Tensor, spatial: tuple[int, ...], format: torch.memory_format) 
 
 def _chunks(x: Tensor, geometry: PoolGeometry) -> Iterator[slice]:
     """Slices of the batch, each of about `_CHUNK` elements and at least one sample."""
-    elements = x.shape[1] * max(math.prod(geometry.input), math.prod(geometry.output))
-    step = max(1, _CHUNK // max(1, elements))
-    return (slice(start, start + step) for start in range(0, x.shape[0], step))
+    return chunks(x.shape[0], x.shape[1] * max(math.prod(geometry.input), math.prod(geometry.output)), _CHUNK)

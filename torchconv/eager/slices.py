@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchconv.geometry import Axis, PoolGeometry
+from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 
 _Index = tuple[Any, ...]
+_EVERYTHING: _Index = (slice(None), slice(None))  # all samples and channels
 
 
 class Pieces(NamedTuple):
@@ -47,51 +48,81 @@ def axis_pieces(axis: Axis, dim: int, dims: int) -> Pieces:
     return Pieces(taps, False, tile)
 
 
+class Tap(NamedTuple):
+    """A window's tap: the outputs that have it inside the input, these inputs, and whether that is all outputs."""
+
+    number: int
+    outputs: _Index
+    inputs: _Index
+    everywhere: bool
+
+
 @functools.lru_cache(maxsize=256)
-def tap_pieces(geometry: PoolGeometry) -> list[tuple[int, _Index, _Index, bool]]:
-    """For each tap in row-major order: its number, the outputs that have it inside the input, these inputs, and
-    whether that is all outputs."""
+def tap_pieces(geometry: PoolGeometry) -> list[Tap]:
+    """All taps of windows of one length that lie inside the input for some window, in row-major order."""
     pieces = []
     for taps in itertools.product(*map(_taps, geometry.axes)):
-        number, everywhere = 0, True
-        outputs: list[Any] = [slice(None), slice(None)]
-        inputs: list[Any] = [slice(None), slice(None)]
-        for dim, (axis, (tap, o, i, whole)) in enumerate(zip(geometry.axes, taps)):
+        number, everywhere, outputs, inputs = 0, True, _EVERYTHING, _EVERYTHING
+        for axis, (tap, o, i, whole) in zip(geometry.axes, taps):
             number, everywhere = number * axis.kernel + tap, everywhere and whole
-            column = (-1, *(1,) * (geometry.rank - 1 - dim))
-            outputs.append(o.view(column) if isinstance(o, Tensor) else o)
-            inputs.append(i.view(column) if isinstance(i, Tensor) else i)
-        pieces.append((number, tuple(outputs), tuple(inputs), everywhere))
+            outputs, inputs = (*outputs, o), (*inputs, i)
+        pieces.append(Tap(number, outputs, inputs, everywhere))
     return pieces
 
 
 @functools.lru_cache(maxsize=256)
-def window_pieces(geometry: PoolGeometry) -> list[tuple[_Index, _Index, Tensor]]:
-    """For each window that holds any input: its output, its inputs, and the numbers of these taps, in float32."""
+def window_pieces(geometry: PoolGeometry) -> list[tuple[_Index, _Index]]:
+    """For each window the index of its taps inside the input, in [N, C, *output, *kernel], and of these inputs."""
     pieces = []
     for output in itertools.product(*(range(axis.output) for axis in geometry.axes)):
-        numbers = torch.zeros((), dtype=torch.float32)
+        taps, inputs = _EVERYTHING + output, _EVERYTHING
         for axis, o in zip(geometry.axes, output):
             first = axis.first_tap(o)
-            inside = torch.arange(first, first + axis.taps_between(o, 0, axis.input), dtype=torch.float32)
-            numbers = numbers.unsqueeze(-1) * axis.kernel + inside
-        if numbers.numel():
-            inputs = tuple(_window(axis, o) for axis, o in zip(geometry.axes, output))
-            everything = (slice(None), slice(None))
-            pieces.append(
-                ((*everything, *(slice(o, o + 1) for o in output)), (*everything, *inputs), numbers),
-            )
+            taps = (*taps, slice(first, first + axis.taps_between(o, 0, axis.input)))
+            inputs = (*inputs, _window(axis, o))
+        pieces.append((taps, inputs))
     return pieces
 
 
 @functools.lru_cache(maxsize=256)
 def first_taps(geometry: PoolGeometry) -> Tensor:
-    """The number of each window's first tap that does not lie below index 0, [*output]; one 0 if all are that."""
+    """The number of each window's first tap that does not lie below index 0, [*output]; a single 0 if all are that."""
     numbers = torch.zeros((), dtype=torch.int64)
     for axis in geometry.axes:
         column = [axis.first_tap(o) for o in range(axis.output)]
         numbers = numbers.unsqueeze(-1) * axis.kernel + torch.tensor(column, dtype=torch.int64)
     return numbers if numbers.any() else torch.zeros((), dtype=torch.int64)
+
+
+@functools.lru_cache(maxsize=256)
+def known_starts(geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
+    """`window_starts`, and [*output] whether a window holds any input; None if all do."""
+    full = torch.ones((), dtype=torch.bool)
+    for axis in geometry.axes:
+        column = [axis.taps_between(o, 0, axis.input) > 0 for o in range(axis.output)]
+        full = full.unsqueeze(-1) & torch.tensor(column, dtype=torch.bool)
+    return window_starts(geometry, torch.device("cpu")), None if full.all() else full
+
+
+def window_starts(geometry: PoolGeometry, device: torch.device) -> Tensor:
+    """The position of each window's first tap in the flattened input, [*output]: below index 0 it counts on."""
+    starts = torch.zeros((), dtype=torch.int64, device=device)
+    for axis in geometry.axes:
+        o: Any = torch.arange(axis.output, device=device)
+        starts = starts.unsqueeze(-1) * axis.input + axis.start(o)
+    return starts
+
+
+@functools.lru_cache(maxsize=256)
+def divisors(geometry: AvgGeometry) -> Tensor:
+    """What each window's sum is divided by: one number, or [*output]."""
+    divisor = torch.tensor(geometry.divisor or 1)
+    if not geometry.divisor:
+        for column in geometry.counts():
+            divisor = divisor.unsqueeze(-1) * torch.tensor(column)
+        if divisor.numel() and (divisor == divisor.flatten()[0]).all():
+            return divisor.flatten()[0].clone()
+    return divisor
 
 
 def _window(axis: Axis, o: int) -> slice:
@@ -100,16 +131,10 @@ def _window(axis: Axis, o: int) -> slice:
     return slice(start, start + axis.taps_between(o, 0, axis.input) * axis.dilation, axis.dilation)
 
 
-def _taps(axis: Axis) -> list[tuple[int, Any, Any, bool]]:
-    """Each tap of a dimension's windows: the outputs that have it in the input, these inputs, and whether it is all."""
-    taps: list[tuple[int, Any, Any, bool]] = []
+def _taps(axis: Axis) -> list[tuple[int, slice, slice, bool]]:
+    """The taps of one dimension's windows: number, the outputs that have it, these inputs, and whether that is all."""
+    taps = []
     for tap in range(axis.kernel):
-        if axis.adaptive:
-            outputs = [o for o in range(axis.output) if tap < axis.taps_between(o, 0, axis.input)]
-            inputs = [axis.start(o) + tap for o in outputs]
-            if outputs:
-                taps.append((tap, torch.tensor(outputs), torch.tensor(inputs), len(outputs) == axis.output))
-            continue
         shift = tap * axis.dilation - axis.padding
         first = max(0, -(shift // axis.stride))
         last = min(axis.output - 1, (axis.input - 1 - shift) // axis.stride)

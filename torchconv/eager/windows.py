@@ -2,15 +2,17 @@
 
 They are unrolled in two steps, the last dimension first:
 
-    rows[c, kw, h, n, ow]          = padded[n, c, h, ow·stride + kw·dilation]
-    columns[kh, c, kw, oh, n, ow]  = rows[c, kw, oh·stride + kh·dilation, n, ow]
+    rows[c, kw, n, h, ow]          = padded[n, c, h, ow·stride + kw·dilation]
+    columns[kh, c, kw, n, oh, ow]  = rows[c, kw, n, oh·stride + kh·dilation, ow]
 
-(for two dimensions; a third is treated like h).  The batch stands inside, so that the second step, which writes kh
-times as much, copies long runs: oh·n·ow elements where the stride is 1.  In one step every run is ow elements, 10 in
-LeNet's second convolution, which took 1.5 times as long.
+(for two dimensions; a third is treated like h).  The second step, which writes kh times as much, copies runs of oh·ow
+elements where the stride is 1.  In one step every run is ow elements, 10 in LeNet's second convolution, which took 1.5
+times as long.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,13 @@ from torchconv.geometry import ConvGeometry
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type that sums are kept in: float32 for half precision, else `dtype` itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def chunks(batch: int, elements: int, limit: int) -> Iterator[slice]:
+    """Slices of the batch, alike but for the last: each of at most `limit` elements, so many a sample, or one sample."""
+    number = -(-batch // max(1, limit // max(1, elements)))
+    step = -(-batch // max(1, number))
+    return (slice(start, start + step) for start in range(0, batch, step or 1))
 
 
 def pad(x: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -49,20 +58,18 @@ def crop(padded: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def rows(padded: Tensor, geometry: ConvGeometry) -> Tensor:
-    """View of [N, C, *padded] with the last dimension unrolled: [G, C/G, kw, *padded but the last, N, ow]."""
+    """View of [N, C, *padded] with the last dimension unrolled: [G, C/G, kw, N, *padded but the last, ow]."""
     n, c, *outer, w = padded.stride()
     channels = padded.shape[1] // geometry.groups
-    size = (
-        *(geometry.groups, channels, geometry.kernel[-1]),
-        *(*geometry.padded[:-1], padded.shape[0], geometry.output[-1]),
-    )
-    return padded.as_strided(size, (c * channels, c, w * geometry.dilation[-1], *outer, n, w * geometry.stride[-1]))
+    unrolled = (geometry.groups, channels, geometry.kernel[-1])
+    strides = (c * channels, c, w * geometry.dilation[-1], n, *outer, w * geometry.stride[-1])
+    return padded.as_strided((*unrolled, padded.shape[0], *geometry.padded[:-1], geometry.output[-1]), strides)
 
 
 def columns(rows: Tensor, geometry: ConvGeometry) -> Tensor:
-    """View of `rows` with the other dimensions unrolled too: [G, *kernel[:-1], C/G, kw, *output[:-1], N, ow]."""
-    g, c, kw, *outer, n, w = rows.stride()
+    """View of `rows` with the other dimensions unrolled too: [G, *kernel but the last, C/G, kw, N, *output]."""
+    g, c, kw, n, *outer, w = rows.stride()
     by_tap = (t * d for t, d in zip(outer, geometry.dilation))
     by_output = (t * s for t, s in zip(outer, geometry.stride))
-    size = (rows.shape[0], *geometry.kernel[:-1], *rows.shape[1:3], *geometry.output[:-1], *rows.shape[-2:])
-    return rows.as_strided(size, (g, *by_tap, c, kw, *by_output, n, w))
+    size = (rows.shape[0], *geometry.kernel[:-1], *rows.shape[1:4], *geometry.output)
+    return rows.as_strided(size, (g, *by_tap, c, kw, n, *by_output, w))
