@@ -8,7 +8,7 @@ from files import write_mnist
 from torch.testing import assert_close
 
 from torchconv.training import data
-from torchconv.training.batches import Batches, moved
+from torchconv.training.batches import Batches, augmented, moved
 
 
 @pytest.fixture
@@ -94,3 +94,42 @@ def test_shift_moves_images_by_every_amount(numbered):
         rows, columns = ((images[:, 0] != 0).any(axis).int() for axis in (2, 1))
         seen |= {tuple(n.tolist()) for n in torch.stack([rows[:, 0], rows[:, -1], columns[:, 0], columns[:, -1]], 1)}
     assert len(seen) == 9
+
+
+def test_an_epoch_can_be_entered_half_way(numbered):
+    batches = Batches(numbered.train, numbered, batch_size=4, device=torch.device("cpu"))
+    whole = list(batches.shuffled(3, 5, shift=2, augment=("flip", "contrast", "erase")))
+    for first in (0, 3, 6, 7):
+        rest = list(batches.shuffled(3, 5, first, shift=2, augment=("flip", "contrast", "erase")))
+        assert len(rest) == 7 - first
+        for ours, theirs in zip(rest, whole[first:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_chunks_do_not_change_anything(numbered, monkeypatch):
+    batches = Batches(numbered.train, numbered, batch_size=4, device=torch.device("cpu"))
+    whole = list(batches.shuffled(3, 5, shift=2, augment=("contrast", "erase")))
+    monkeypatch.setattr("torchconv.training.batches.CHUNK", 1)
+    for ours, theirs in zip(batches.shuffled(3, 5, shift=2, augment=("contrast", "erase")), whole, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_augmentations():
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    low, high = torch.full((1, 5), 0.0), torch.full((1, 5), 0.999)
+    chances = torch.cat([low, high])
+    assert augmented(images, chances, ()) is images
+    flipped = augmented(images, chances, ("flip",))
+    assert torch.equal(flipped[0], images[0].flip(2))
+    assert torch.equal(flipped[1], images[1])
+    contrast = augmented(images, chances, ("contrast",)).float()
+    means = images.float().mean((1, 2, 3))
+    assert contrast[0].mean() == pytest.approx(0.7 * means[0].item(), abs=1)
+    assert contrast[0].std() == pytest.approx(0.7 * images[0].float().std().item(), rel=0.02)
+    assert contrast[1].mean() > 1.1 * means[1]
+    erased = augmented(images, torch.full((2, 5), 0.5), ("erase",))
+    changed = (erased != images).any(0).any(0)
+    assert (erased[:, :, 3:6, 3:6] == 128).all()
+    assert not changed[:2].any()
+    assert not changed[:, :2].any()
+    assert erased.dtype == torch.uint8

@@ -59,3 +59,50 @@ def test_help_shows_every_option(capsys):
     assert max(map(len, text.splitlines())) <= 100
     for name in vars(parse([])):
         assert re.search(f"\n  --{name.replace('_', '-')}[ ,]", text)
+
+
+def test_config_file_and_command_line(tmp_path):
+    file = tmp_path / "night.toml"
+    file.write_text('lr = 0.5\nepochs = 7\nchannels-last = true\naugment = ["flip", "erase"]\nmodel = "resnet18"\n')
+    options = parse(["--config", str(file), "--epochs", "3", "--no-channels-last"])
+    assert (options.lr, options.epochs, options.channels_last, options.model) == (0.5, 3, False, "resnet18")
+    assert options.augment == ("flip", "erase")
+    assert options.batch_size == parse([]).batch_size
+    assert parse(["--epochs", "3", "--config", str(file)]).epochs == 3  # wherever it stands
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr = ", "is no TOML file: "),
+        ("epochs = 0", "argument --epochs: 0 is out of range"),
+        ("epoch = 3", "unrecognized arguments: --epoch=3"),
+        ('augment = ["upside-down"]', "argument --augment: 'upside-down' is none of flip, contrast, erase"),
+        ('resume = "runs/x"', "resume belongs on the command line"),
+        ("[training]\nlr = 1", "training is not an option"),
+        ("tensorboard = 1", "argument --tensorboard/--no-tensorboard: ignored explicit argument '1'"),
+        (None, "cannot read "),
+    ],
+)
+def test_wrong_config_file(content, message, tmp_path, capsys):
+    file = tmp_path / "night.toml"
+    if content is not None:
+        file.write_text(content)
+    assert train.main(["--config", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("train.py: error: ")
+    assert str(file) in err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_defaults_depend_on_the_optimizer():
+    assert parse([]).lr == 0.02
+    assert parse(["--optimizer", "adamw"]).lr == 0.001
+    assert parse(["--optimizer", "adamw", "--lr", "0.3"]).lr == 0.3
+
+
+def test_image_size_is_for_folders(capsys):
+    assert train.main(["--image-size", "64"]) == 2
+    assert "--image-size is for --dataset folder" in capsys.readouterr().err

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from torchconv.training import pictures
+from torchconv.training import data, pictures
+from torchconv.training.network import build
 
 
 def test_confusion_matrix_counts():
@@ -40,3 +41,47 @@ def test_filters(channels):
         assert_close(drawn, weight[:, 0])
     else:
         assert_close(drawn, (weight / weight.abs().max() / 2 + 0.5).movedim(1, -1))
+
+
+@pytest.fixture
+def images():
+    labels = torch.arange(100) % 4
+    return data.Split(torch.randint(256, (100, 3, 28, 28), dtype=torch.uint8), labels)
+
+
+def test_misclassified(images):
+    predictions = images.labels.clone()
+    predictions[[3, 17]] = 0
+    figure = pictures.misclassified(images, predictions, ["ant", "bee", "cat", "dog"])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == ["dog, not\nant", "bee, not\nant"]
+    assert_close(torch.tensor(shown[1].images[0].get_array()), images.images[17].movedim(0, -1))
+    assert figure.get_suptitle() == "Misclassified test images: 2 of 100"
+
+
+@pytest.mark.parametrize(("wrong", "shown"), [(0, 0), (40, 40), (100, 40)])
+def test_misclassified_are_not_too_many(wrong, shown, images):
+    predictions = images.labels.clone()
+    predictions[:wrong] = (predictions[:wrong] + 1) % 4
+    figure = pictures.misclassified(images, predictions, ["ant", "bee", "cat", "dog"])
+    assert sum(bool(axes.images) for axes in figure.axes) == shown
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet18"])
+def test_feature_maps_of_every_layer(name, images):
+    network = build(name, 3, 28, 4)
+    whole = data.Dataset("random", tuple("abcd"), images, images, images, (100.0, 120.0, 140.0), (50.0, 60.0, 70.0))
+    outputs = pictures.layer_outputs(network, whole, images.images[0])
+    names = [name for name, _ in outputs]
+    assert names[0] == "image"
+    leaves = {name for name, layer in network.named_modules() if not list(layer.children())}
+    assert leaves == set(names[1:])
+    (mean, std), image = ((torch.tensor(v).view(-1, 1, 1) for v in (whole.mean, whole.std)), images.images[0])
+    assert_close(outputs[-1][1], network.eval()(((image - mean) / std)[None])[0])
+    if name == "lenet5":
+        figure = pictures.feature_maps(outputs)
+        assert len(figure.axes) == len(outputs) == 13
+        drawn = torch.tensor(figure.axes[1].images[0].get_array())[:28, :28]  # the first map, between 0 and 1
+        first = outputs[1][1][0]
+        assert_close(drawn, (first - first.min()) / (first.max() - first.min()))
+    assert not any(layer._forward_hooks for layer in network.modules())

@@ -6,7 +6,6 @@ import math
 import random
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,6 +110,8 @@ class State:
 
 def random_states() -> dict[str, Any]:
     """The state of every random generator of this process, as values that a checkpoint can hold."""
+    import numpy as np
+
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - whoever uses the old generator, resumes
     return {
         "torch": torch.get_rng_state(),
@@ -122,6 +123,8 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Put back what `random_states` returned; GPUs that are no longer there are left out."""
+    import numpy as np
+
     torch.set_rng_state(states["torch"])
     for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, index)

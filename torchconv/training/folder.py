@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +43,7 @@ def folder_splits(folder: Path, image_size: int, workers: int) -> tuple[list[tup
 
 def read_image(path: str | Path, channels: int, image_size: int) -> Tensor:
     """One image file as uint8 `(C, H, W)`: its middle square, resized."""
+    import numpy as np
     from PIL import Image, ImageOps
 
     try:

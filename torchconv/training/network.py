@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import torchconv.nn
+from torchconv.convert import convert
 from torchconv.models import LeNet5
 from torchconv.training import UserError
 from torchconv.training.runs import one_line
@@ -23,28 +23,23 @@ def build(name: str, in_channels: int, image_size: int, num_classes: int, layers
         in_channels: 1 (grey) or 3 (colour).
         image_size: height and width of the images.
         num_classes: length of the output.
-        layers: whose convolutions and poolings, "torchconv" or "torch".
+        layers: whose convolutions and poolings, "torchconv" or "torch". Those that a network of torchvision calls as
+            functions, where it has no layer, remain torch's.
     """
     try:
         if name == "lenet5":
             return LeNet5(in_channels, image_size, num_classes, nn=import_module(f"{layers}.nn"))
         network = _torchvision(name, in_channels, num_classes)
         if layers == "torchconv":
-            convert(network)
+            report = convert(network)
+            if report.left:  # nothing of torch's runs in silence
+                raise ValueError(", ".join(f"{name}: {reason}" for name, reason in report.left.items()))
         _try(network, torch.zeros(2, in_channels, image_size, image_size), num_classes)
     # A network says in its own way what it cannot do.
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, TypeError, AssertionError) as error:
         size = f"{in_channels}x{image_size}x{image_size}"
         raise UserError(f"--model {name} cannot be used for images of {size} ({one_line(error)})") from error
     return network
-
-
-def convert(network: nn.Module) -> None:
-    """Turn torch's convolution and pooling layers into this package's: the same attributes, another `forward`."""
-    for layer in network.modules():
-        ours = vars(torchconv.nn).get(type(layer).__name__)
-        if ours is not None and type(layer) is getattr(nn, type(layer).__name__):
-            layer.__class__ = ours
 
 
 def first_convolution(network: nn.Module) -> nn.Conv2d:

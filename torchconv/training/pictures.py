@@ -129,19 +129,20 @@ def first_layer_filters(weight: Tensor) -> Figure:
 
 
 def misclassified(split: Split, predictions: Tensor, classes: Sequence[str], most: int = 40) -> Figure:
-    """The first images whose class was not recognised: what they are, and what they were taken for."""
+    """Images whose class was not recognised, from first to last: what they are, and what they were taken for."""
     wrong = (predictions != split.labels).nonzero()[:, 0].tolist()
-    columns, rows = 8, max(1, math.ceil(min(len(wrong), most) / 8))
+    shown = wrong if len(wrong) <= most else [wrong[n * len(wrong) // most] for n in range(most)]
+    columns, rows = 8, max(1, math.ceil(len(shown) / 8))
     figure = _figure(1.25 * columns, 1.6 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, index in zip(grid.flat, wrong[:most], strict=False):
+    for axes, index in zip(grid.flat, shown, strict=False):
         _show(axes, split.images[index])
         true, predicted = classes[int(split.labels[index])], classes[int(predictions[index])]
         axes.set_title(f"{true}, not\n{predicted}", fontsize=8)
-    shown = "" if len(wrong) <= most else f", the first {most} of them"
-    figure.suptitle(f"Misclassified test images: {len(wrong):,} of {len(predictions):,}{shown}", fontsize=10)
+    some = f", {most} of them" if len(wrong) > most else ""
+    figure.suptitle(f"Misclassified test images: {len(wrong):,} of {len(predictions):,}{some}", fontsize=10)
     return figure
 
 
@@ -186,12 +187,14 @@ def feature_maps(outputs: Sequence[tuple[str, Tensor]], most: int = 16) -> Figur
         axes.spines[:].set_visible(False)
         size = "x".join(map(str, output.shape))
         axes.set_ylabel(f"{name}\n{size}", rotation=0, ha="right", va="center", fontsize=8)
-        if output.dim() == 3:
-            strip = _strip(output[:most], most)
-            axes.imshow(strip.numpy(), cmap="viridis", interpolation="nearest", aspect="equal")
+        if name == "image":
+            _show(axes, output.to(torch.uint8))
             axes.set_anchor("W")
-        elif output.dim() == 1:
-            axes.imshow(output[None].numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
+        elif output.dim() == 3 and output[0].numel() > 1:
+            axes.imshow(_strip(output[:most], most).numpy(), cmap="viridis", interpolation="nearest")
+            axes.set_anchor("W")
+        elif output.dim() in (1, 3):  # numbers without a place
+            axes.imshow(output.reshape(1, -1).numpy(), cmap="viridis", interpolation="nearest", aspect="auto")
     return figure
 
 
