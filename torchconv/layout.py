@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# The order in which channels_last lays dimensions out, the fastest first, by their number.
+_CHANNELS_LAST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
+
 
 def is_channels_last(t: Tensor) -> bool:
     """Whether the strides of a 4-D or 5-D tensor order its dimensions as N, *spatial, C: torch's own rule.
 
     A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say.
     """
-    if t.dim() not in (4, 5):
+    if t.dim() not in _CHANNELS_LAST:
         return False
-    least = 0
-    for dim in (1, *range(t.dim() - 1, 1, -1), 0):
-        if t.shape[dim] == 0 or t.stride(dim) < least or (dim == 0 and least == t.stride(1)):
+    size, stride, least = t.shape, t.stride(), 0
+    for dim in _CHANNELS_LAST[t.dim()]:
+        if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
             return False
-        least = t.stride(dim) * max(t.shape[dim], 1)
+        least = stride[dim] * size[dim]
     return True
 
 
@@ -35,7 +38,8 @@ def arranged(t: Tensor, format: torch.memory_format) -> Tensor:
     Where sizes of 1 let both formats hold, other strides over the same memory: strides are what the operators go by.
     """
     if format == torch.contiguous_format:
-        return t.contiguous() if memory_format(t) == format else t.contiguous().view(-1).view(t.shape)
+        t = t.contiguous()
+        return t.view(-1).view(t.shape) if 1 in t.shape else t
     if t.numel() == 0:
         return torch.empty_like(t, memory_format=format)
     if memory_format(t) == format and t.is_contiguous(memory_format=format):

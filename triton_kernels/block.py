@@ -55,6 +55,7 @@ def block_fprop_kernel(
     MODE: tl.constexpr,
     POOL: tl.constexpr,
     NOBODY: tl.constexpr,
+    T2: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr,
     WIDE: tl.constexpr,
@@ -66,56 +67,63 @@ def block_fprop_kernel(
 ):
     """y[n, o, q] = max(0, max_t (x ∗ w + bias)[n, o, q·POOL + t]), and the tap t of the winner, or NOBODY
 
-    For each group: rows m = (n, q), columns o.  One program computes the tile y [BM, BN]: for one tap t of the pooling
-    window after the other the convolution's tile [BM, BN], of which only the running maximum is kept.  Values are
-    rounded before they are compared, so the result is that of the three operations one after the other.
-
-    The grid is (row tiles · column tiles, groups), columns fastest.
+    For each group: rows m = (n, q, t), columns o.  One program computes a tile [BM, BN] of the convolution that holds
+    whole pooling windows, of T2 rows each: the number of taps rounded up to a power of two.  Of each window it stores
+    the maximum and its tap, [BM / T2, BN].  Values are rounded before they are compared, so that the same element wins
+    as when the operations run one after the other.  The grid is (row tiles · column tiles, groups), columns fastest.
     """
+    TAPS: tl.constexpr = POOL[0] * POOL[1] * POOL[2]
+    BQ: tl.constexpr = BM // T2
     COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
     QD, QH, QW = OD // POOL[0], OH // POOL[1], OW // POOL[2]
     pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    o_m = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
-    o_n = (pid % COLUMN_TILES).to(o_m.dtype) * BN + tl.arange(0, BN)  # [BN]
-    n, qd, qh, qw = split_pixel(o_m, QD, QH, QW)
+    first = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BQ
+    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
 
-    best = tl.zeros([BM, BN], dtype=ACC)
-    winner = tl.full([BM, BN], NOBODY, dtype=tl.int32)
-    for tap in range(POOL[0] * POOL[1] * POOL[2]):
-        td, th, tw = split_tap(tap, POOL)
-        value = fprop_tile(
-            p_x,
-            p_w,
-            p_bias,
-            n,
-            qd * POOL[0] + td,
-            qh * POOL[1] + th,
-            qw * POOL[2] + tw,
-            o_n,
-            N,
-            ID,
-            IH,
-            IW,
-            C,
-            O,
-            KERNEL,
-            STRIDE,
-            PADDING,
-            DILATION,
-            MODE,
-            CHANNELS_LAST,
-            FLAT,
-            PRECISION,
-            ACC,
-            BM,
-            BN,
-            BK,
-        )
-        value = value.to(p_y.dtype.element_ty).to(ACC)
-        wins = (value > best) | (value != value)
-        best = tl.where(wins, value, best)
-        winner = tl.where(wins, tap, winner)
+    tap = tl.arange(0, BM) % T2  # [BM]
+    n, qd, qh, qw = split_pixel(first + tl.arange(0, BM) // T2, QD, QH, QW)
+    td, th, tw = split_tap(tap, POOL)
+    value = fprop_tile(
+        p_x,
+        p_w,
+        p_bias,
+        tl.where(tap < TAPS, n, N),  # no such sample: masked
+        qd * POOL[0] + td,
+        qh * POOL[1] + th,
+        qw * POOL[2] + tw,
+        o_n,
+        N,
+        ID,
+        IH,
+        IW,
+        C,
+        O,
+        KERNEL,
+        STRIDE,
+        PADDING,
+        DILATION,
+        MODE,
+        CHANNELS_LAST,
+        FLAT,
+        PRECISION,
+        ACC,
+        BM,
+        BN,
+        BK,
+    )
+    value = value.to(p_y.dtype.element_ty).to(ACC)
+    value = tl.reshape(tl.where((tap < TAPS)[:, None], value, 0.0), (BQ, T2, BN))
+    tap = tl.arange(0, T2)[None, :, None]
+    # The first tap that holds the greatest value, if that is positive; the last tap that holds a NaN, if one does.
+    is_nan = value != value
+    best = tl.maximum(tl.max(tl.where(is_nan, 0.0, value), axis=1), 0.0)  # [BQ, BN]
+    holds = (value == best[:, None, :]) & (best[:, None, :] > 0)
+    winner = T2 - tl.max(tl.where(holds, T2 - tap, 0), axis=1)
+    nan = tl.max(tl.where(is_nan, tap, -1), axis=1)
+    winner = tl.where(nan >= 0, nan, tl.where(winner < T2, winner, NOBODY))
+    best = tl.where(nan >= 0, float("nan"), best)
 
+    n, qd, qh, qw = split_pixel(first + tl.arange(0, BQ), QD, QH, QW)  # [BQ]
     pixel = (qd * QH + qh) * QW + qw
     o_y = channel_offset(
         n[:, None], (group * O + o_n)[None, :], pixel[:, None], groups * O, QD * QH * QW, CHANNELS_LAST
@@ -135,8 +143,13 @@ def block_fprop(
     if y.numel() == 0:
         return y, winner
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
-    tile = configs.product_tile(x.dtype, outputs)
-    grid = (triton.cdiv(x.shape[0] * product(pooled), tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
+    taps = triton.next_power_of_2(product(geometry.pool))
+    wide = needs_int64(x, w, y, slack=max(taps, 64) * y.shape[1])
+    # Offsets of 64 bits take the registers of half a tile's columns.
+    tile = configs.product_tile(x.dtype, min(outputs, 32) if wide else outputs)
+    rows = max(tile.m, taps)
+    windows = triton.cdiv(x.shape[0] * product(pooled), rows // taps)
+    grid = (windows * triton.cdiv(outputs, tile.n), geometry.groups)
     with on_device_of(x):
         block_fprop_kernel[grid](
             x.contiguous(memory_format=memory_format),
@@ -149,14 +162,15 @@ def block_fprop(
             MODE=geometry.padding_mode,
             POOL=three(geometry.pool, 1),
             NOBODY=DEAD,
+            T2=taps,
             C=channels,
             O=outputs,
             CHANNELS_LAST=is_channels_last(memory_format),
             FLAT=channels < configs.TAP_BY_TAP,
-            WIDE=needs_int64(x, w, y, slack=tile.m * product(geometry.pool) * outputs * geometry.groups),
+            WIDE=wide,
             PRECISION=dot_precision(x),
             ACC=accumulator(x.dtype),
-            BM=tile.m,
+            BM=rows,
             BN=tile.n,
             BK=tile.k,
             num_warps=tile.warps,
