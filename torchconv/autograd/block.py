@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
-from torchconv.autograd.tracing import traced
+from torchconv.autograd.tracing import Direct, traced
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -118,7 +118,7 @@ def unfused(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) 
     return torch.relu(y), torch.where(y <= 0, ops.DEAD, winner)
 
 
-class _Transforms:
+class _Transforms(Direct):
     """Forward mode and batching; apart from the Functions because Dynamo does not trace a custom `jvp`."""
 
     unfused: Callable[..., Any]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import traced
+from torchconv.autograd.tracing import Direct, traced
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -124,7 +124,7 @@ def _sum_to_channels(t: Tensor) -> Tensor:
     return t.sum((0, *range(2, t.dim())))
 
 
-class _Transforms:
+class _Transforms(Direct):
     """Forward mode and batching (`torch.func.vmap`) of the three products.
 
     Kept apart from them because Dynamo does not trace a Function that defines `jvp`: the functions at the end of this

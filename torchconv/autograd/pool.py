@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import traced
+from torchconv.autograd.tracing import Direct, traced
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -126,7 +126,7 @@ def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.save_for_forward(offset)
 
 
-class Transforms:
+class Transforms(Direct):
     """Forward mode and batching of linear maps; apart from them because Dynamo does not trace a custom `jvp`.
 
     `tangent` is the linear map that is the derivative: the Function itself, or for those that find winners the gather
@@ -139,7 +139,7 @@ class Transforms:
     def jvp(cls, ctx: Any, tangent: Tensor, *_: None) -> Any:
         if cls.tangent is not None:
             return cls.tangent(tangent, *ctx.saved_tensors, ctx.geometry), None
-        return cls.apply(tangent, *ctx.saved_tensors, ctx.geometry)  # type: ignore[attr-defined]
+        return cls.apply(tangent, *ctx.saved_tensors, ctx.geometry)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
@@ -149,7 +149,7 @@ class Transforms:
             (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
             for t, dim in zip(args[:-1], in_dims[:-1])
         ]
-        output = cls.apply(*folded, args[-1])  # type: ignore[attr-defined]
+        output = cls.apply(*folded, args[-1])
         if isinstance(output, tuple):
             return tuple(t.unflatten(0, (size, t.shape[0] // size)) for t in output), (0,) * len(output)
         return output.unflatten(0, (size, output.shape[0] // size)), 0

@@ -1,8 +1,44 @@
-"""Which form of a Function runs: the plain one while Dynamo traces, else the one with transforms."""
+"""How a Function is called: which form of it, by who is looking on."""
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
+from torch.autograd import Function
+
+
+class Direct:
+    """A base, to stand before `Function`, of Functions that have a `setup_context`: a shorter way to call them.
+
+    Of such a Function torch looks up the signature at every call, to fill in defaults, which took longer than all else
+    of a call on a small input.  Only `torch.func` has to have the two halves of the forward pass apart.
+    """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)  # type: ignore[misc]
+        function: Any = cls
+        return _joined(function).apply(*args)
+
+
+@functools.cache
+def _joined(cls: Any) -> Any:
+    """A Function with a forward pass in one: `forward` and then `setup_context`."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = cls.forward(*args)
+        cls.setup_context(ctx, args, output)
+        return output
+
+    body = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(Function.setup_context),
+        "apply": Function.__dict__["apply"],
+    }
+    return type(cls.__name__, (cls,), body)
 
 
 def traced() -> bool:
