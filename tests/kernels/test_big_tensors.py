@@ -29,7 +29,7 @@ BIG = {
     "big_x_grouped": Conv(513, 64, 32, (256, 256), (1, 1), stride=(128, 64), groups=32),
     "big_g": Conv(513, 3, 64, (256, 256), (3, 3), padding=1),
     "big_both": Conv(513, 64, 64, (256, 256), (1, 1)),
-    "big_depthwise": Conv(513, 64, 64, (256, 256), (3, 3), padding=1, groups=64),
+    "big_depthwise": Conv(513, 64, 64, (256, 256), (1, 2), padding=1, groups=64),
     "just_below": Conv(511, 64, 3, (256, 256), (1, 1)),
     "far_beyond": Conv(70000, 64, 3, (256, 256), (1, 1), stride=(128, 128)),
 }
@@ -49,8 +49,9 @@ def test_convolution(monkeypatch, name, size, channels_last):
     x, w, g = conv.operands(torch.float16, "meta")
     assert (max(x.numel(), g.numel()) >= LIMIT) == (size != "just_below")
     if name == "conv_wgrad":
-        # Short splits: the first, the middle and the last reach the ends of the tensors in a few steps each.
-        monkeypatch.setattr(configs, "split", lambda pixels, *rest: (-(-pixels // 2048), 2048))
+        # The first, the middle and the last split reach the ends of the tensors, in a few deep steps each.
+        monkeypatch.setattr(configs, "split", lambda pixels, *rest: (-(-pixels // 16384), 16384))
+        monkeypatch.setitem(configs.DEPTHWISE_TILES, 2, DEEP)
     bias = torch.empty(64, dtype=torch.float16, device="meta")
     tile = DEEP if name == "conv_wgrad" else configs.PRODUCT_TILES[2][0]
     with configs.forced(tile), checked(overflow=True, programs=ends) as checker:
