@@ -120,6 +120,18 @@ def die_after_the_new_name(number=3):
     os.replace = die_after
 
 
+def die_between_metrics_and_checkpoint():
+    """The accident: an epoch is logged, but the checkpoint from which the next one starts is not there yet."""
+    save = torch.save
+
+    def die_instead(contents, buffer):
+        if contents["kind"] == "checkpoint" and contents["batch"] == 0:
+            die()
+        save(contents, buffer)
+
+    torch.save = die_instead
+
+
 def die_when_half_a_line_is_logged():
     """The accident: the metrics end within a line."""
     from torchconv.training.runs import Run

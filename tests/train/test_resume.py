@@ -12,6 +12,7 @@ from files import tree
 from lives import (
     die_after_the_new_name,
     die_before_the_new_name,
+    die_between_metrics_and_checkpoint,
     die_when_half_a_checkpoint_is_written,
     die_when_half_a_line_is_logged,
     die_while_a_picture_is_drawn,
@@ -83,6 +84,7 @@ def test_killed_while_writing(reference, tmp_path):
         die_when_half_a_checkpoint_is_written,
         die_before_the_new_name,
         die_when_half_a_line_is_logged,
+        die_between_metrics_and_checkpoint,
         die_after_the_new_name,
     ]
     for accident in 2 * accidents:
