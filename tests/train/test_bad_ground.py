@@ -224,7 +224,7 @@ def test_divergence_keeps_the_last_sound_checkpoint(start, monkeypatch):
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path):
-    with pytest.raises(UserError, match="it has no readable run.json") as error:
+    with pytest.raises(UserError, match=r"it has no readable run\.json") as error:
         train.main(["--resume", str(tmp_path), "--debug"])
     assert error.traceback[-1].name == "read_about"  # Python shows it, as for every error that nobody handles
 
