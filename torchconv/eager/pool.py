@@ -29,8 +29,8 @@ from torchconv.eager.windows import accumulation_dtype, chunks
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
-# Elements of the samples that are pooled at a time: 4 MiB in float32.
-_CHUNK = 1 << 20
+# Elements of the samples that are pooled at a time: 2 MiB in float32.
+_CHUNK = 1 << 19
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:

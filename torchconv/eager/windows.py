@@ -27,7 +27,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def chunks(batch: int, elements: int, limit: int) -> Iterator[slice]:
-    """Slices of the batch, alike but for the last: each of at most `limit` elements, so many a sample, or one sample."""
+    """Slices of the batch, alike but for the last: of at most `limit` elements, so many a sample, or of one sample."""
     number = -(-batch // max(1, limit // max(1, elements)))
     step = -(-batch // max(1, number))
     return (slice(start, start + step) for start in range(0, batch, step or 1))
