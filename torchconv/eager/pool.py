@@ -107,12 +107,18 @@ def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
 
 def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """x̄[i] = Σ g[o] over the windows o whose winner is i: the adjoint of `max_pool_gather`."""
-    index, full = _winners(offset, geometry)
-    x = _flat(g.new_zeros((), dtype=accumulation_dtype(g.dtype)).expand(*g.shape[:2], *geometry.input), format)
-    x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    g = g if full is None else g * full
-    x.scatter_add_(_pixels(format), _flat(index, format), _flat(g, format).to(x.dtype))
-    return _unflat(x.to(g.dtype), geometry.input, format)
+    x = _empty(g, geometry.input, format)
+    flat, dtype = _flat(x, format), accumulation_dtype(g.dtype)
+    if g.numel() == 0:
+        return x.zero_()
+    for part in _chunks(g, geometry):
+        index, full = _winners(offset[part], geometry)
+        share = g[part] if full is None else g[part] * full
+        total = flat[part].zero_() if dtype == g.dtype else torch.zeros_like(flat[part], dtype=dtype)
+        total.scatter_add_(_pixels(format), _flat(index, format), _flat(share, format).to(dtype))
+        if dtype != g.dtype:
+            flat[part] = total
+    return x
 
 
 def _flat(t: Tensor, format: torch.memory_format) -> Tensor:
