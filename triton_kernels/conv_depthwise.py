@@ -186,8 +186,8 @@ def depthwise_wgrad_kernel(
     acc = tl.zeros([TAPS2, BN], dtype=ACC)
     acc_bias = tl.zeros([BN], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
-    for o_k in range(start, start + LENGTH, BK):
-        n, od, oh, ow = split_pixel(o_k + tl.arange(0, BK), OD, OH, OW)  # [BK]
+    for step in range(0, LENGTH, BK):
+        n, od, oh, ow = split_pixel(start + step + tl.arange(0, BK), OD, OH, OW)  # [BK]
         n, od, oh, ow = n[:, None], od[:, None], oh[:, None], ow[:, None]
         m = (n < N) & m_n[None, :]
         g = load_gradient(p_g, p_winner, n, o_n[None, :], od, oh, ow, O, OD, OH, OW, m, POOL, CHANNELS_LAST).to(
