@@ -6,10 +6,16 @@ For models that exist already, `torchconv.convert(model)` changes their modules,
 convolution, ReLU and max pooling, and `with torchconv.override():` routes the functions that they call.
 """
 
+import sys
+
 from torchconv import functional, models, nn
 from torchconv.backend import backend
 from torchconv.convert import Report, convert, fuse, revert
 from torchconv.override import override
+
+# The counter of FLOPs imports Triton, so it is not imported here; whoever does so later imports `torchconv.flops` too.
+if "torch.utils.flop_counter" in sys.modules:
+    from torchconv import flops  # noqa: F401
 
 __version__ = "0.1.0"
 __all__ = ["Report", "backend", "convert", "functional", "fuse", "models", "nn", "override", "revert"]

@@ -8,7 +8,8 @@ without one.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -67,17 +68,35 @@ def interpreted_kernels() -> ModuleType:
     if "triton" not in sys.modules and not _gpu_present():
         os.environ.setdefault("TRITON_INTERPRET", "1")
     try:
-        kernels = importlib.import_module("triton_kernels")
+        package = kernels()
     except ModuleNotFoundError as error:
         raise RuntimeError(
             f"backend 'triton' needs Triton, but importing {error.name!r} failed: install it with 'pip install triton'"
         ) from error
-    if not kernels.INTERPRETED:
+    if not package.INTERPRETED:
         raise RuntimeError(
             "backend 'triton' runs CPU tensors in Triton's interpreter, but Triton was imported in this process to "
             "compile for a GPU: set the environment variable TRITON_INTERPRET=1 before Python starts"
         )
-    return kernels
+    return package
+
+
+@functools.cache
+def kernels() -> ModuleType:
+    """The package `triton_kernels`: this project's, and not the other public one of that import name.
+
+    Raises:
+        RuntimeError: it is the other one that Python finds.
+    """
+    found = importlib.util.find_spec("triton_kernels")
+    places = list(found.submodule_search_locations or ()) if found else []
+    if places and not any(os.path.exists(os.path.join(place, "conv_fprop.py")) for place in places):
+        raise RuntimeError(
+            f"torchconv's kernels are in its package triton_kernels, but Python finds another package of that name in "
+            f"{', '.join(places)}: remove that with 'pip uninstall triton_kernels' and install torchconv again, or put "
+            f"the folder that torchconv is in before it on sys.path"
+        )
+    return importlib.import_module("triton_kernels")
 
 
 def _gpu_present() -> bool:

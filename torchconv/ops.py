@@ -11,14 +11,13 @@ Operators know nothing of derivatives; `torchconv.autograd` does.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchconv.backend import current_backend, interpreted_kernels
+from torchconv.backend import current_backend, interpreted_kernels, kernels
 from torchconv.eager import block as eager_block
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import indexed as eager_indexed
@@ -82,7 +81,7 @@ def _operator(
         with _BelowAutograd(), _types_as_given("cuda"):
             if algebra:
                 return eager(*args)
-            return getattr(importlib.import_module("triton_kernels"), name)(*args)
+            return getattr(kernels(), name)(*args)
 
     def on_cpu(*args: Any) -> Any:
         with _BelowAutograd(), _types_as_given("cpu"):
