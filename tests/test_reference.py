@@ -1,0 +1,72 @@
+"""The pages for maintainers and for looking things up agree with the code."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchconv
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_api_page_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    assert make_api.PAGE.read_text() == make_api.page(), "run: python docs/make_api.py"
+    names = set(re.findall(r"^### (\w+)$", make_api.page(), re.MULTILINE))
+    assert names >= {"convert", "Report", "LeNet5", *torchconv.functional.__all__, *torchconv.nn.__all__} - {
+        "functional"
+    }
+
+
+def test_changelog_has_this_version():
+    """The headings of keepachangelog.com, and the newest release is this version."""
+    headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings == ["Unreleased", torchconv.__version__] or headings[0] == torchconv.__version__
+
+
+def test_contributing_names_files_that_exist():
+    paths = re.findall(r"`([\w/.]+\.(?:py|md|toml))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(paths) >= 6
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def run(code: str, *arguments: Path) -> str:
+    """What a Python of its own prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_importing_leaves_triton_alone():
+    """Triton decides when it is imported whether it interprets.  FLOP formulas come where their counter is."""
+    assert run("import sys, torchconv; print({'triton', 'torchconv.flops'} & set(sys.modules))").strip() == "set()"
+    code = "from torch.utils.flop_counter import flop_registry as known; import torchconv; print(*known)"
+    assert "torchconv.conv_fprop" in run(code)
+
+
+@pytest.mark.parametrize("source", ["raise ImportError('of something else')", "def matmul(): ..."])
+def test_another_package_of_the_kernels_name(tmp_path, source):
+    """Where Python finds it rather than ours, one message says so, and how to mend it; all else works."""
+    other = tmp_path / "triton_kernels"
+    other.mkdir()
+    (other / "__init__.py").write_text(source)
+    code = """if True:
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import torch, torchconv
+        x = torch.randn(1, 1, 4, 4)
+        torchconv.functional.max_pool2d(x, 2)
+        try:
+            with torchconv.backend("triton"):
+                torchconv.functional.max_pool2d(x, 2)
+        except RuntimeError as error:
+            print(error)
+    """
+    message = run(code, tmp_path)
+    assert f"another package of that name in {other}: " in message
+    assert "pip uninstall triton_kernels" in message
