@@ -9,8 +9,8 @@ from torch import Tensor
 # an AMD EPYC (Zen 5) a core makes 100 GFLOP/s by the first and 220 by the second.  This operator, what torch's compiler
 # turns a linear layer into, is the way to oneDNN's product in float32; builds without oneDNN do not have it.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-# Multiplications from which on it is worth its call: 8 µs, four times that of `torch.mm`.
-_WORTHWHILE = 1 << 18
+# Multiplications from which on it is worth its call, which takes 12 µs and `torch.mm`'s 1.
+_WORTHWHILE = 1 << 19
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
