@@ -41,7 +41,8 @@ def train(options: argparse.Namespace, world: World) -> None:
 
     torch.manual_seed(options.seed)
     shape = {"in_channels": data.channels, "image_size": data.image_size, "num_classes": len(data.classes)}
-    network = build(options.model, **shape, layers=options.nn)  # on the CPU, so that every device starts from one point
+    # On the CPU, so that every device starts from one point.
+    network = build(options.model, **shape, layers=options.nn, fused=options.fused)
     network.to(device).to(memory_format=layout)
     model = prepare(network, options, device, world)
     criterion = MeanCrossEntropy(world)

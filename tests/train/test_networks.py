@@ -191,3 +191,22 @@ def test_limit_train(start, tmp_path):
     _, out, _, folder = start("--epochs", 1, "--limit-train", 40, "--dataset", "mnist", "--data-dir", tmp_path / "data")
     assert out.startswith("mnist: 40 training, 20 validation and 50 test images")
     assert len(losses(folder)) == 2
+
+
+def test_fused_is_the_same_network():
+    """The same weights, values and gradients; what has nothing to fuse says so."""
+    torch.manual_seed(0)
+    plain = build("lenet5", 1, 28, 10)
+    torch.manual_seed(0)
+    fused = build("lenet5", 1, 28, 10, fused=True)
+    fused.load_state_dict(plain.state_dict())
+    images = torch.randn(4, 1, 28, 28)
+    for network in (plain, fused):
+        network(images).square().sum().backward()
+    torch.testing.assert_close(fused(images), plain(images))
+    for a, b in zip(fused.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+    with pytest.raises(UserError, match="nothing to fuse"):
+        build("resnet18", 3, 32, 10, fused=True)
+    with pytest.raises(UserError, match="fused"):
+        build("lenet5", 1, 28, 10, "torch", fused=True)

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchconv.convert import convert
+from torchconv.convert import convert, fuse
 from torchconv.models import LeNet5
 from torchconv.training import UserError
 from torchconv.training.runs import one_line
 
 
-def build(name: str, in_channels: int, image_size: int, num_classes: int, layers: str = "torchconv") -> nn.Module:
+def build(
+    name: str, in_channels: int, image_size: int, num_classes: int, layers: str = "torchconv", fused: bool = False
+) -> nn.Module:
     """A network with new weights.
 
     Args:
@@ -25,15 +27,19 @@ def build(name: str, in_channels: int, image_size: int, num_classes: int, layers
         num_classes: length of the output.
         layers: whose convolutions and poolings, "torchconv" or "torch". Those that a network of torchvision calls as
             functions, where it has no layer, remain torch's.
+        fused: run convolution, ReLU and max pooling as one block where they follow each other; the weights are the
+            same, and have the same names.
     """
     try:
         if name == "lenet5":
-            return LeNet5(in_channels, image_size, num_classes, nn=import_module(f"{layers}.nn"))
+            return LeNet5(in_channels, image_size, num_classes, nn=import_module(f"{layers}.nn"), fused=fused)
         network = _torchvision(name, in_channels, num_classes)
         if layers == "torchconv":
             report = convert(network)
             if report.left:  # nothing of torch's runs in silence
                 raise ValueError(", ".join(f"{name}: {reason}" for name, reason in report.left.items()))
+        if fused and (layers != "torchconv" or not fuse(network).done):
+            raise ValueError("nothing to fuse: no convolution, ReLU and max pooling of torchconv's in sequence")
         _try(network, torch.zeros(2, in_channels, image_size, image_size), num_classes)
     # A network says in its own way what it cannot do.
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
