@@ -27,11 +27,10 @@ def test_compile(target):
         return f"{target} {r['dtype']} {r['case']} {r.get('kernel', '')}: {what}"
 
     bad = [complaint(r, r["error"]) for r in results if "error" in r]
-    # A few kernels with 64-bit offsets keep one of them on the stack across the calls of their 64-bit divisions, outside
-    # the loop that computes: 8 bytes.  More would be a tile that does not fit the registers.
-    bad += [
-        complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in compiled if r["stack"] > 8
-    ]
+    # In a few kernels ptxas keeps 8 bytes on the stack although half the registers are free: its choice, and not a tile
+    # that does not fit.
+    spilling = [r for r in compiled if r["stack"] > 8]
+    bad += [complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in spilling]
     for r in compiled:
         multiplies = r["kernel"].startswith(("conv", "block"))  # not the depthwise ones
         if multiplies and not r["matrix"] and (target, r["dtype"]) not in NO_MATRIX:
