@@ -1,7 +1,8 @@
 """Random geometries, drawn by hypothesis, against torch.nn.functional in float64: values and all gradients.
 
 `pytest tests/test_random.py --examples 10000` draws as many of each family.  A failure prints the smallest example that
-fails, and a line (`@reproduce_failure`) that draws it again.
+fails, and a line (`@reproduce_failure`) that draws it again.  tests/kernels/test_random_kernels.py draws for the
+kernels.
 """
 
 import dataclasses
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from support import DTYPES, LAYOUTS, assert_close, laid_out, leaf, on_paths, ours, reference
+from support import DTYPES, LAYOUTS, assert_close, laid_out, leaf, ours, reference
 
 from torchconv.geometry import ConvGeometry, PoolGeometry
 
@@ -139,24 +140,8 @@ def check(call: Call, device: torch.device) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_random(family):
-    """On the path of CPU tensors, or of a GPU's if there is one."""
-
     @given(calls(family, small=False))
     def run(call):
         check(call, torch.device("cpu"))
-
-    run()
-
-
-@pytest.mark.parametrize(("device", "family"), on_paths(FAMILIES)[len(FAMILIES) :], indirect=["device"])
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-def test_random_in_the_kernels(device, family):
-    """Small ones: the interpreter takes about a second for the kernels of an example."""
-    fewer = settings(max_examples=max(1, settings.default.max_examples // 20))
-
-    @fewer
-    @given(calls(family, small=True))
-    def run(call):
-        check(call, device)
 
     run()
