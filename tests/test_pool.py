@@ -73,6 +73,9 @@ SHAPES = {
     "3d, empty batch": pool((0, 2, 3, 4, 5), kernel_size=2),
 }
 MAX_CASES = SHAPES | {
+    "first tap in the padding everywhere": pool(
+        (2, 3, 5, 8), kernel_size=(3, 1), stride=1, padding=(1, 0), dilation=(3, 1)
+    ),
     "dilation": pool((2, 3, 8, 9), kernel_size=3, dilation=2),
     "dilation per dimension": pool((2, 3, 8, 9), kernel_size=(2, 3), dilation=(4, 2), stride=1, padding=(1, 1)),
     "dilation, ceil_mode": pool((2, 3, 8, 9), kernel_size=2, dilation=3, stride=3, padding=1, ceil_mode=True),

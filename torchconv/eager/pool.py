@@ -59,7 +59,7 @@ def _max_by_tap(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry) ->
     wins, winner = torch.empty_like(y), torch.empty_like(y, dtype=torch.float32)
     if taps and taps[0].everywhere:
         y.copy_(x[taps[0].inputs])
-        winner.zero_()
+        winner.fill_(taps[0].number)
     else:
         y.fill_(_lowest(x.dtype))
         winner.copy_(first_taps(geometry))

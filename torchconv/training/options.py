@@ -146,9 +146,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="WHOSE",
         help="whose layers: torchconv or torch [%(default)s]",
     )
-    add(
-        "--fused", action="store_true", help="run convolution, ReLU and max pooling as one where they follow each other"
-    )
+    add("--fused", **switch, help="run convolution, ReLU and max pooling as one where they follow each other [no]")
     add("--epochs", type=count, default=30, metavar="N", help="passes over the training images [%(default)s]")
     add("--batch-size", type=count, default=32, metavar="N", help="images per step, of all processes [%(default)s]")
     add("--optimizer", choices=LEARNING_RATES, default="sgd", metavar="NAME", help="sgd or adamw [%(default)s]")
