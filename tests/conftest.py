@@ -28,7 +28,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     hypothesis.settings.register_profile(
-        "examples", max_examples=config.getoption("--examples"), deadline=None, print_blob=True
+        "examples",
+        max_examples=config.getoption("--examples"),
+        deadline=None,
+        print_blob=True,
+        # The same examples for everybody who judges a change, others whenever somebody looks for more.
+        derandomize="CI" in os.environ,
     )
     hypothesis.settings.load_profile("examples")
 
