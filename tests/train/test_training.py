@@ -15,17 +15,15 @@ from torchconv.models import LeNet5
 from torchconv.training import data
 
 
-def test_torch_and_torchconv_take_the_same_steps(start):
-    """A ReLU whose input is zero up to rounding can send one run another way; not most of five."""
-    same = 0
-    for seed in range(5):
-        settings = ["--epochs", 2, "--limit-train", 800, "--lr", 0.05, "--seed", seed]
-        folders = [start(*settings, "--nn", nn, name=f"{nn}{seed}")[3] for nn in ("torchconv", "torch")]
-        ours, theirs = (torch.tensor(losses(folder)) for folder in folders)
-        assert len(ours) == 50
-        assert ours[-1] < 0.8 * ours[0]  # while nothing is learnt yet, wrong gradients would go unnoticed
-        same += torch.allclose(ours, theirs, rtol=1e-4, atol=0)
-    assert same >= 3
+@pytest.mark.parametrize("seed", range(5))
+def test_torch_and_torchconv_take_the_same_steps(start, seed):
+    """At three times the default rate: with less the loss hardly falls in 50 steps, and wrong gradients might pass;
+    with more a ReLU whose input is zero up to rounding sends the two apart."""
+    settings = ["--epochs", 2, "--limit-train", 800, "--lr", 0.03, "--seed", seed]
+    ours, theirs = (torch.tensor(losses(start(*settings, "--nn", nn, name=nn)[3])) for nn in ("torchconv", "torch"))
+    assert len(ours) == 50
+    assert ours[-10:].mean() < 0.99 * ours[:10].mean()
+    assert_close(ours, theirs, rtol=1e-4, atol=0)
 
 
 def test_seed_is_all_that_chance_depends_on(start):
