@@ -17,7 +17,7 @@ from torchconv.training import data
 
 @pytest.mark.parametrize("seed", range(5))
 def test_torch_and_torchconv_take_the_same_steps(start, seed):
-    """At three times the default rate: with less the loss hardly falls in 50 steps, and wrong gradients might pass;
+    """At half more than the default rate: with less the loss hardly falls in 50 steps, and wrong gradients might pass;
     with more a ReLU whose input is zero up to rounding sends the two apart."""
     settings = ["--epochs", 2, "--limit-train", 800, "--lr", 0.03, "--seed", seed]
     ours, theirs = (torch.tensor(losses(start(*settings, "--nn", nn, name=nn)[3])) for nn in ("torchconv", "torch"))
