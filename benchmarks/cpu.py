@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import torchconv.nn
+from benchmarks import tables
+from benchmarks.layers import Layer
 from torchconv.models import LeNet5
 
 Run = Callable[[], Any]
@@ -48,15 +49,6 @@ class Row(NamedTuple):
     ours: float
     torchs: float
     ratio: float
-
-
-class Layer(NamedTuple):
-    """A layer of either namespace, the size of its input, and whether the input's gradient is asked for."""
-
-    name: str
-    build: Callable[[Any], torch.nn.Module]
-    size: tuple[int, ...]
-    input_gradient: bool = True
 
 
 LENET = (
@@ -194,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(rows))
     if options.json:
         figures = {"machine": machine(), "rows": [row._asdict() for row in rows]}
-        options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        tables.save(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import tables
 from torchconv import nn
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import pool as eager_pool
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [measure(name, mode, options.repeat) for name, mode in itertools.product(CASES, MODES)]
     print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        tables.save(options.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ import torch
 import triton
 
 import triton_kernels
+from benchmarks import tables
 from benchmarks.offline import TARGETS, Compiled, compiling_for
 from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
 
@@ -273,7 +273,7 @@ def main() -> None:
         table.append(row)
         print(" ".join(_cell(name, value) for name, value in row.items()), flush=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n")
+        tables.save(arguments.json, table)
 
 
 _WIDTHS = {"layer": 13, "dtype": 8, "kernel": 24, "tile": 10, "matrix": 28, "target": 7}

@@ -39,4 +39,6 @@ def test_waste_shows():
     assert 0.4 < count.active < 0.6
     assert count.traffic["p_x"].compulsory == x.numel() * 2
     assert 6 < count.traffic["p_x"].active / x.numel() < 9
+    assert count.traffic["p_x"].footprint == pytest.approx(x.numel() * 2 / 32, abs=1)  # by one program, whole
+    assert count.traffic["p_x"].footprint < count.traffic["p_x"].sectors
     assert count.traffic["p_y"].excess < 1.2
