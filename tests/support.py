@@ -73,13 +73,14 @@ def reference(
     return y.detach(), dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), g)))
 
 
-def assert_close(actual: Tensor, expected: Tensor, terms: int, what: str = "") -> None:
+def assert_close(actual: Tensor, expected: Tensor, terms: int, what: str = "", roundings: int = 1) -> None:
     """`actual`, sums of `terms` products in its own dtype, are the float64 values `expected`.
 
     A result is rounded to its type, with a relative error of eps/2 and, after a bias, eps/2 of another value of the
     same size.  Before that, rounding `terms` partial sums of random sign in the accumulation type (float32 for half
     precision) makes a random walk: an error of about 0.35 · eps · √terms of the typical (root mean square) result, and
-    the worst of some thousand results is four times that.  2 · √terms covers it.
+    the worst of some thousand results is four times that.  2 · √terms covers it.  A result of several steps, each
+    rounded to its type, has so many `roundings`.
     """
     assert not actual.isnan().logical_xor(expected.isnan().to(actual.device)).any(), f"{what}: NaN where none belongs"
     eps = torch.finfo(actual.dtype).eps
@@ -88,7 +89,7 @@ def assert_close(actual: Tensor, expected: Tensor, terms: int, what: str = "") -
     torch.testing.assert_close(
         actual.detach().cpu().double(),
         expected,
-        rtol=eps,
+        rtol=roundings * eps,
         atol=2 * eps_sum * max(terms, 4) ** 0.5 * typical,
         equal_nan=True,
         msg=lambda message: f"{what}: {message}",

@@ -368,6 +368,24 @@ def test_autocast_of_mixed_types():
         ours("conv2d")(x, w)
 
 
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("name", CONV)
+def test_no_channels(name, unbatched):
+    """torch's rule: what has no channels has none after a convolution either, and gradients are zero."""
+    rank = rank_of(name)
+    tensors = {"input": torch.randn(2, 0, *(6,) * rank), "weight": torch.randn(8, 0, *(3,) * rank)}
+    tensors["bias"] = torch.randn(8)
+    if unbatched:
+        tensors["input"] = tensors["input"][0]
+    results = []
+    for function in (ours(name), torchs(name)):
+        leaves = {key: leaf(t) for key, t in tensors.items()}
+        y = function(**leaves)
+        y.sum().backward()
+        results.append([y, *(t.grad for t in leaves.values())])
+    torch.testing.assert_close(*results, check_stride=False)
+
+
 # Beyond real numbers and zeros outside -------------------------------------------------------------------------------
 
 

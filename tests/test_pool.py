@@ -443,6 +443,21 @@ def test_power_average(name, norm_type):
         torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("norm_type", [2, 3.0, 1.5, INF, -INF])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("name", ["lp_pool2d", "lp_pool3d"])
+def test_power_average_of_integers(name, dtype, norm_type):
+    """torch takes those whose power it can average."""
+    x = torch.randint(0, 5, (2, 3, *(5, 6, 7)[: rank_of(name)])).to(dtype)
+    try:
+        expected = torchs(name)(x, norm_type, 2)
+    except (NotImplementedError, RuntimeError) as error:  # RuntimeError: of minus a bool
+        with pytest.raises(type(error)):
+            ours(name)(x, norm_type, 2)
+    else:
+        torch.testing.assert_close(ours(name)(x, norm_type, 2), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "size", [{"output_size": (3, 4, 2)}, {"output_ratio": (0.5, 0.7, 0.8)}, {"output_size": 1}], ids=str

@@ -13,11 +13,22 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support import DTYPES, LAYOUTS, assert_close, laid_out, leaf, ours, reference
+from support import DTYPES, LAYOUTS, assert_close, laid_out, leaf, ours, reference, torchs
 
 from torchconv.geometry import ConvGeometry, PoolGeometry
 
-FAMILIES = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
+FAMILIES = (
+    "conv",
+    "conv_transpose",
+    "max_pool",
+    "avg_pool",
+    "lp_pool",
+    "adaptive_max_pool",
+    "adaptive_avg_pool",
+    "fractional_max_pool",
+    "max_unpool",
+)
+MOST = 3000  # elements of an image, where a call makes one larger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,77 +47,17 @@ class Call:
 @st.composite
 def calls(draw, family, small):
     """`small` for the interpreter: one program a kernel."""
-    rank = draw(st.integers(1, 3))
+    rank = draw(st.integers(2 if "fractional" in family else 1, 3))
     most = 5 if small else 9
 
     def ints(low, high):
-        return st.tuples(*[st.integers(low, high)] * rank)
+        return draw(st.tuples(*[st.integers(low, high)] * rank))
 
-    name = f"{family}{rank}d"
-    batch = draw(st.integers(0 if family != "adaptive_max_pool" else 1, 3))
-    size = draw(ints(1, most))
-    arguments: dict[str, Any] = {}
-    if family.startswith("conv"):
-        groups, per_group, out_per_group = draw(st.tuples(*[st.integers(1, 3)] * 3))
-        channels, outputs = groups * per_group, groups * out_per_group
-        kernel, stride, dilation = draw(ints(1, 4)), draw(ints(1, 3)), draw(ints(1, 3))
-        arguments = {"stride": stride, "dilation": dilation, "groups": groups}
-        arguments["padding"] = padding = draw(ints(0, 4))
-        if family == "conv" and draw(st.booleans()):
-            arguments |= {"padding": draw(st.sampled_from(("same", "valid"))), "stride": 1}
-        if family == "conv_transpose":
-            arguments["output_padding"] = tuple(min(p, max(s, d) - 1) for p, s, d in zip(padding, stride, dilation))
-        shapes = {"input": (batch, channels, *size)}
-        shapes["weight"] = (
-            (channels, out_per_group, *kernel) if "transpose" in family else (outputs, per_group, *kernel)
-        )
-        make = ConvGeometry.of_conv_transpose if "transpose" in family else ConvGeometry.of_conv
-        try:
-            geometry = make(shapes["input"], shapes["weight"], **arguments)
-        except RuntimeError:
-            assume(False)
-        assume(math.prod(geometry.input) < 3000)
-        if draw(st.booleans()):
-            shapes["bias"] = (outputs,)
-        taps = math.prod(kernel)
-        pixels = batch * max(math.prod(geometry.input), math.prod(geometry.output))
-        terms = {"": per_group * taps, "input": out_per_group * taps, "weight": pixels, "bias": pixels}
-        if "transpose" in family:
-            terms[""], terms["input"] = terms["input"], terms[""]
-    else:
-        shapes = {"input": (batch, draw(st.integers(1, 3)), *size)}
-        if "adaptive" in family:
-            arguments["output_size"] = draw(ints(1, most))
-            geometry = PoolGeometry.of_adaptive(shapes["input"], rank, arguments["output_size"])
-        else:
-            kernel = draw(ints(1, 4))
-            arguments = {"kernel_size": kernel, "stride": draw(ints(1, 4)), "ceil_mode": draw(st.booleans())}
-            arguments["padding"] = tuple(draw(st.integers(0, k // 2)) for k in kernel)
-            dilation = draw(ints(1, 3)) if family == "max_pool" else (1,) * rank
-            if family == "max_pool":
-                arguments["dilation"] = dilation
-            else:
-                arguments["count_include_pad"] = draw(st.booleans())
-                if rank > 1:
-                    arguments["divisor_override"] = draw(st.none() | st.integers(1, 9))
-            try:
-                geometry = PoolGeometry.of_pool(
-                    shapes["input"],
-                    rank,
-                    **{
-                        "dilation": dilation,
-                        **{k: arguments[k] for k in ("kernel_size", "stride", "padding", "ceil_mode")},
-                    },
-                )
-            except RuntimeError:
-                assume(False)
-            # torch reads and writes out of bounds where a window holds nothing of the input, and refuses a three-
-            # dimensional average of less input than the window.
-            assume(all(a.taps_between(o, 0, a.input) for a in geometry.axes for o in range(a.output)))
-            assume(not (name == "avg_pool3d" and any(k > i for k, i in zip(kernel, size))))
-        terms = {"": geometry.taps, "input": geometry.taps}
+    batch, size = draw(st.integers(0, 3)), ints(1, most)
+    of_family = {"conv": convolution, "conv_transpose": convolution, "max_unpool": unpooling}.get(family, pooling)
+    shapes, arguments, terms = of_family(draw, ints, family, batch, size)
     return Call(
-        name,
+        f"{family}{rank}d",
         shapes,
         arguments,
         terms,
@@ -116,25 +67,123 @@ def calls(draw, family, small):
     )
 
 
+def convolution(draw, ints, family, batch, size):
+    groups, per_group, out_per_group = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    channels, outputs = groups * per_group, groups * out_per_group
+    kernel, stride, dilation, padding = ints(1, 4), ints(1, 3), ints(1, 3), ints(0, 4)
+    arguments = {"stride": stride, "dilation": dilation, "groups": groups, "padding": padding}
+    shapes = {"input": (batch, channels, *size)}
+    if family == "conv":
+        if draw(st.booleans()):
+            arguments |= {"padding": draw(st.sampled_from(("same", "valid"))), "stride": 1}
+        shapes["weight"], make = (outputs, per_group, *kernel), ConvGeometry.of_conv
+    else:
+        arguments["output_padding"] = tuple(min(p, max(s, d) - 1) for p, s, d in zip(padding, stride, dilation))
+        shapes["weight"], make = (channels, out_per_group, *kernel), ConvGeometry.of_conv_transpose
+    geometry = fitting(make, shapes["input"], shapes["weight"], **arguments)
+    assume(math.prod(geometry.input) < MOST)
+    if draw(st.booleans()):
+        shapes["bias"] = (outputs,)
+    taps = math.prod(kernel)
+    pixels = batch * max(math.prod(geometry.input), math.prod(geometry.output))
+    return shapes, arguments, {"": per_group * taps, "input": out_per_group * taps, "weight": pixels, "bias": pixels}
+
+
+def pooling(draw, ints, family, batch, size):
+    shape, rank = (max(batch, int(family == "adaptive_max_pool")), draw(st.integers(1, 3)), *size), len(size)
+    if "adaptive" in family:
+        arguments = {"output_size": ints(1, max(size))}
+        taps = PoolGeometry.of_adaptive(shape, rank, **arguments).taps
+    elif "fractional" in family:
+        spare = 1 if rank == 3 else 0  # torch's rule
+        assume(min(size) > spare)
+        kernel = tuple(draw(st.integers(1, n - spare)) for n in size)
+        output = tuple(draw(st.integers(1, n - k + 1 - spare)) for n, k in zip(size, kernel))
+        arguments, taps = {"kernel_size": kernel, "output_size": output}, math.prod(kernel)
+    else:
+        kernel, ones = ints(1, 4), (1,) * rank
+        padding = tuple(draw(st.integers(0, k // 2)) for k in kernel) if family != "lp_pool" else (0,) * rank
+        dilation = ints(1, 3) if family == "max_pool" else ones
+        arguments = {"kernel_size": kernel, "stride": ints(1, 4), "ceil_mode": draw(st.booleans())}
+        geometry = fitting(PoolGeometry.of_pool, shape, rank, padding=padding, dilation=dilation, **arguments)
+        # torch reads and writes out of bounds where a window holds nothing of the input, and refuses a three-
+        # dimensional average of less input than the window.
+        assume(all(a.taps_between(o, 0, a.input) for a in geometry.axes for o in range(a.output)))
+        assume(family == "max_pool" or rank < 3 or all(k <= i for k, i in zip(kernel, size)))
+        taps = geometry.taps
+        if family == "max_pool":
+            arguments |= {"padding": padding, "dilation": dilation}
+        elif family == "avg_pool":
+            arguments |= {"padding": padding, "count_include_pad": draw(st.booleans())}
+            if rank > 1:
+                arguments["divisor_override"] = draw(st.none() | st.integers(1, 9))
+        else:
+            arguments["norm_type"] = draw(st.sampled_from((1, 2, 3, 2.5, math.inf, -math.inf)))
+            if rank == 1:
+                arguments["kernel_size"] = kernel[0]  # torch multiplies by it
+    return {"input": shape}, arguments, {"": taps, "input": taps}
+
+
+def unpooling(draw, ints, family, batch, size):
+    kernel, stride = ints(1, 4), ints(1, 4)
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    output = tuple((n - 1) * s + k - 2 * p for n, s, k, p in zip(size, stride, kernel, padding))
+    assume(min(output) > 0 and math.prod(size) <= math.prod(output) < MOST)
+    arguments = {"kernel_size": kernel, "stride": stride, "padding": padding, "output_size": output}
+    return {"input": (batch, draw(st.integers(1, 3)), *size)}, arguments, {"": 1, "input": 1}
+
+
+def fitting(make, *shapes, **arguments):
+    """The geometry of what was drawn, if there is one."""
+    try:
+        return make(*shapes, **arguments)
+    except RuntimeError:
+        assume(False)
+
+
 def check(call: Call, device: torch.device) -> None:
     torch.manual_seed(0)
-    # Few distinct values, exact in every type, so that windows have ties.
-    tensors = {key: torch.randint(-8, 9, size) / 4 for key, size in call.sizes.items()}
+    power = call.name.startswith("lp_pool")
+    # Few distinct values, exact in every type, so that windows have ties.  Powers need positive ones, and no gradients
+    # that cancel one another: each is rounded on its own.
+    least = 1 if power else -8
+    tensors = {key: torch.randint(least, 9, size) / 4 for key, size in call.sizes.items()}
     tensors = {
         key: leaf(laid_out(t.to(call.dtype), "contiguous" if key == "bias" else call.layout), device)
         for key, t in tensors.items()
     }
-    y = ours(call.name)(**tensors, **call.arguments)
-    g = laid_out((torch.randint(-8, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
+    x, arguments = tensors["input"], dict(call.arguments)
+    if "unpool" in call.name:  # no position twice: which of the two stays is not torch's to say
+        pixels = torch.rand(*x.shape[:2], math.prod(arguments["output_size"]), device=device)
+        arguments["indices"] = pixels.argsort(-1)[..., : math.prod(x.shape[2:])].view(x.shape)
+    if "fractional" in call.name:
+        arguments["_random_samples"] = torch.rand(*x.shape[:2], x.dim() - 2, dtype=x.dtype, device=device)
+    y = ours(call.name)(**tensors, **arguments)
+    g = laid_out((torch.randint(least, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
     if g is None:
         y.sum().backward()
     else:
         y.backward(g.to(device))
-    expected, gradients = reference(call.name, tensors, g, **call.arguments)
+    if "fractional" in call.name:
+        expected, gradients = fractional_reference(call.name, x, g, arguments)
+    else:
+        cpus = {key: t.cpu() if isinstance(t, torch.Tensor) else t for key, t in arguments.items()}
+        expected, gradients = reference(call.name, tensors, g, **cpus)
     assert y.dtype is call.dtype
-    assert_close(y, expected, call.terms[""], "result")
+    # A power average rounds after each of its own steps, and backward each of theirs.
+    assert_close(y, expected, call.terms[""], "result", roundings=4 if power else 1)
     for key, t in tensors.items():
-        assert_close(t.grad, gradients[key], call.terms[key], key)
+        assert_close(t.grad, gradients[key], call.terms[key], key, roundings=9 if power else 1)
+
+
+def fractional_reference(name, x, g, arguments):
+    """As `support.reference`, but of the windows that torch finds in x's own type, for they depend on its rounding."""
+    same = {key: t.cpu() if isinstance(t, torch.Tensor) else t for key, t in arguments.items()}
+    _, indices = torchs(name)(x.detach().cpu().contiguous(), **same, return_indices=True)
+    exact = x.detach().cpu().double().contiguous().requires_grad_()
+    y = exact.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    [gradient] = torch.autograd.grad(y, exact, torch.ones_like(y) if g is None else g.cpu().double())
+    return y.detach(), {"input": gradient}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -442,6 +442,8 @@ def _check_channels(
         )
     if min(weight[2:]) <= 0:
         raise RuntimeError(f"kernel size should be greater than zero, but got weight of size {list(weight)}")
+    if transposed and weight[1] == 0:
+        raise RuntimeError(f"expected a non-empty weight of a {kind}, but got weight of size {list(weight)}")
     if input[1] != input_channels:
         raise RuntimeError(
             f"given groups={groups} and weight of size {list(weight)}, expected input{list(input)} of a {kind} "

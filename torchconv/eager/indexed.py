@@ -26,7 +26,7 @@ def fractional_max_pool(
     """
     flat, rank = x.flatten(2), len(geometry.kernel)
     columns = [
-        start.view(*start.shape[:2], *(1,) * dim, -1, *(1,) * (rank - 1 - dim))
+        start.view(*start.shape[:2], *(1,) * dim, start.shape[2], *(1,) * (rank - 1 - dim))
         for dim, start in enumerate(starts.split(geometry.output, dim=2))
     ]
     size = (*x.shape[:2], *geometry.output)

@@ -25,6 +25,15 @@ _FLOAT32_UNDER_AUTOCAST = {
     "max_unpool3d",
 }
 
+
+class RankError(RuntimeError, IndexError):
+    """A wrong number of dimensions: torch raises the one or the other, depending on the function."""
+
+
+class NotATensor(TypeError, AttributeError):
+    """Something else where a tensor belongs: torch raises the one or the other, depending on the function."""
+
+
 Size = int | Sequence[int]
 AdaptiveSize = int | Sequence[int | None] | None
 
@@ -34,7 +43,7 @@ def batched(name: str, rank: int, input: Tensor, run: Callable[..., Any], *other
     if input.dim() == rank + 2:
         return run(input, *others)
     if input.dim() != rank + 1:
-        raise RuntimeError(
+        raise RankError(
             f"expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, "
             f"but got input of size {list(input.shape)}"
         )
@@ -51,13 +60,13 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
 
 def check_tensor(name: str, argument: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
+        raise NotATensor(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
 
 
-def check_dtype(name: str, input: Tensor, *supported: torch.dtype) -> None:
-    if input.dtype not in supported:
+def check_dtype(name: str, dtype: torch.dtype, *supported: torch.dtype) -> None:
+    if dtype not in supported:
         raise NotImplementedError(
-            f"{name}(): not implemented for an input of dtype {input.dtype}; "
+            f"{name}(): not implemented for an input of dtype {dtype}; "
             f"expected {', '.join(str(dtype).removeprefix('torch.') for dtype in supported)}"
         )
 

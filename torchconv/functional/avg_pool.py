@@ -10,6 +10,7 @@ from torch import Tensor
 from torchconv import autograd
 from torchconv.functional.arguments import (
     FLOATS,
+    INTEGERS,
     AdaptiveSize,
     Size,
     as_autocast,
@@ -141,7 +142,7 @@ def lp_pool2d(
         y[n, c, o] = (Σ_k input[n, c, o·stride + k]^p)^(1/p), of a negative sum 0
 
     Args:
-        input: [N, C, H, W] or [C, H, W], floating point.
+        input: [N, C, H, W] or [C, H, W], floating point; integers if their power is floating point or int64.
         norm_type: the power p; ±inf takes the greatest or the least absolute value.
         kernel_size: size of the window, in pixels; an int or one per dimension, as the next.
         stride: step between windows, in pixels; by default the window's size.
@@ -154,7 +155,7 @@ def lp_pool2d(
     Raises:
         ValueError: `norm_type` is zero.
         RuntimeError: a size or value out of range.
-        NotImplementedError: a dtype that is not floating point.
+        NotImplementedError: a dtype whose power torch does not average.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -191,7 +192,7 @@ def _avg_pool(
     dilation: Size,
 ) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS, torch.int64)
+    check_dtype(name, input.dtype, *FLOATS, torch.int64)
     check_bool(name, "ceil_mode", ceil_mode)
     check_bool(name, "count_include_pad", count_include_pad)
     if divisor_override is not None and not is_integer(divisor_override):
@@ -201,15 +202,22 @@ def _avg_pool(
 
     def run(x: Tensor) -> Tensor:
         pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-        geometry = AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor_override or 0)
-        return autograd.avg_pool(x, geometry)
+        return autograd.avg_pool(x, _averaging(name, pool, count_include_pad, divisor_override or 0))
 
     return batched(name, rank, as_autocast(name, input), run)
 
 
+def _averaging(name: str, pool: PoolGeometry, count_include_pad: bool, divisor: int) -> AvgGeometry:
+    if pool.rank == 3 and any(i < k for i, k in zip(pool.input, pool.kernel)):  # a rule of torch's in 3-D alone
+        raise RuntimeError(
+            f"{name}(): input smaller than kernel size: {pool.input} and {pool.kernel}, not counting the padding"
+        )
+    return AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor)
+
+
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS)
+    check_dtype(name, input.dtype, *FLOATS)
 
     def run(x: Tensor) -> Tensor:
         pool = PoolGeometry.of_adaptive(x.shape, rank, output_size)
@@ -222,18 +230,22 @@ def _lp_pool(
     name: str, rank: int, input: Tensor, p: float, kernel_size: Size, stride: Size | None, ceil_mode: bool
 ) -> Tensor:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS)
     check_bool(name, "ceil_mode", ceil_mode)
     if p == 0:
         raise ValueError(f"norm_type must be a non-zero value, but got {p}")
+    if math.isinf(p):
+        check_dtype(name, input.dtype, *FLOATS, *INTEGERS)
+    elif isinstance(p, float):  # powers of integers are floating point
+        check_dtype(name, input.dtype, *FLOATS, *INTEGERS, torch.bool)
+    else:  # those of int64 and bool are int64, which average pooling takes
+        check_dtype(name, input.dtype, *FLOATS, torch.int64, torch.bool)
 
     def run(x: Tensor) -> Tensor:
         pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, 0, 1, ceil_mode)
         if math.isinf(p):
-            sign = math.copysign(1, p)
+            sign = 1 if p > 0 else -1
             return sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
-        geometry = AvgGeometry(**vars(pool), count_include_pad=True, divisor=0)
-        mean = autograd.avg_pool(as_autocast(name, x.pow(p)), geometry)
+        mean = autograd.avg_pool(as_autocast(name, x.pow(p)), _averaging(name, pool, True, 0))
         total = torch.sign(mean) * torch.relu(torch.abs(mean)) * pool.taps
         return total.pow(1.0 / p)
 

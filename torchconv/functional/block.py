@@ -49,7 +49,7 @@ def conv_relu_max_pool2d(
     """
     name = "conv_relu_max_pool2d"
     input, weight, bias = check_factors(name, 2, input, weight, bias)
-    check_dtype(name, input, *FLOATS)
+    check_dtype(name, input.dtype, *FLOATS)
     pool = as_tuple(pool_size, 2, "pool_size")
     # A winner is one byte, and one value of it says that nobody won.
     if min(pool) <= 0 or pool[0] * pool[1] > 255:
@@ -59,6 +59,8 @@ def conv_relu_max_pool2d(
         conv = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups)
         check_bias(bias, weight, weight.shape[0])
         geometry = BlockGeometry(**vars(conv), pool=pool)
+        if x.shape[1] == 0:
+            raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
         if min(geometry.pooled) <= 0:
             raise RuntimeError(
                 f"output size is too small: pooling the convolution's output of size {conv.output} "

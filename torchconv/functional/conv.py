@@ -182,7 +182,8 @@ def _conv(
     def run(x: Tensor) -> Tensor:
         geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
         check_bias(bias, weight, weight.shape[0])
-        return _over_complex(autograd.conv, x, weight, bias, geometry)
+        y = _over_complex(autograd.conv, x, weight, bias, geometry)
+        return y if x.shape[1] else y[:, :0]  # torch's rule: no channels give none, whatever the weight
 
     return batched(name, rank, input, run)
 
@@ -231,6 +232,8 @@ def check_factors(
     tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
     for argument, value in tensors.items():
         check_tensor(name, argument, value)
+        if value.layout is not torch.strided:
+            raise RuntimeError(f"{name}(): expected a dense {argument}, but got one of layout {value.layout}")
     if weight.dim() != rank + 2:
         raise RuntimeError(f"expected {rank + 2}D weight for {name}, but got weight of size {list(weight.shape)}")
     for argument, value in tensors.items():
@@ -253,7 +256,7 @@ def check_factors(
                 f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
                 f"should be the same"
             )
-    check_dtype(name, tensors["input"], *FLOATS, torch.complex64, torch.complex128)
+    check_dtype(name, tensors["input"].dtype, *FLOATS, torch.complex64, torch.complex128)
     return tensors["input"], tensors["weight"], tensors.get("bias")
 
 

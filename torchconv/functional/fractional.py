@@ -64,7 +64,10 @@ def fractional_max_pool3d(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> Any:
-    """3-D fractional max pooling: `fractional_max_pool2d` with three spatial dimensions; samples in order [D, H, W]."""
+    """3-D fractional max pooling: `fractional_max_pool2d` with three spatial dimensions; samples in order [D, H, W].
+
+    As torch's, it asks for H' + kH ≤ H, one pixel more than in 2-D.
+    """
     return _fractional(
         "fractional_max_pool3d", 3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
@@ -105,19 +108,20 @@ def _fractional(
     samples: Tensor | None,
 ) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS)
+    check_dtype(name, input.dtype, *FLOATS)
     if output_size is None and output_ratio is None:
         raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
     kernel = as_tuple(kernel_size, rank, "kernel_size")
 
     def run(x: Tensor) -> Any:
         geometry = FractionalGeometry(tuple(x.shape[2:]), _output(x, rank, output_size, output_ratio), kernel)
-        for size, o, k in zip(*(geometry.input, geometry.output, kernel)):
-            if min(o, k) <= 0 or o + k - 1 > size:
+        spare = 1 if rank == 3 else 0  # torch's rule
+        for size, o, k in zip(geometry.input, geometry.output, kernel):
+            if min(o, k) <= 0 or o + k - 1 + spare > size:
                 raise RuntimeError(
                     f"{name}(): kernel_size={kernel} and output size {geometry.output} are too large relative to "
                     f"input of size {list(input.shape)}, or not positive: along each dimension "
-                    f"output + kernel - 1 must not exceed the input"
+                    f"output + kernel - 1 must {'be less than' if spare else 'not exceed'} the input"
                 )
         if x.shape[1] == 0:
             raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")

@@ -197,7 +197,7 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS, *INTEGERS)
+    check_dtype(name, input.dtype, *FLOATS, *INTEGERS)
     check_bool(name, "ceil_mode", ceil_mode)
 
     def run(x: Tensor) -> Any:
@@ -209,7 +209,7 @@ def _max_pool(
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
     check_tensor(name, "input", input)
-    check_dtype(name, input, *FLOATS)
+    check_dtype(name, input.dtype, *FLOATS)
 
     def run(x: Tensor) -> Any:
         if x.shape[1] == 0:

@@ -89,7 +89,7 @@ def _max_unpool(
 ) -> Tensor:
     check_tensor(name, "input", input)
     check_tensor(name, "indices", indices)
-    check_dtype(name, input, *FLOATS)
+    check_dtype(name, input.dtype, *FLOATS)
     if indices.dtype is not torch.int64:
         raise RuntimeError(f"{name}(): elements in indices should be type int64 but got: {indices.dtype}")
     if indices.device != input.device:
