@@ -26,7 +26,7 @@ from triton_kernels.launch import (
     three,
 )
 from triton_kernels.pool_max import max_pool_scatter
-from triton_kernels.tiles import channel_offset, split_pixel, split_tap
+from triton_kernels.tiles import split_pixel, split_tap, store_pixels
 
 # The winner of a window in which no element is positive: more than the taps of any window.
 DEAD = 255
@@ -81,7 +81,7 @@ def block_fprop_kernel(
     o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
 
     tap = tl.arange(0, BM) % T2  # [BM]
-    n, qd, qh, qw = split_pixel(first + tl.arange(0, BM) // T2, QD, QH, QW)
+    n, qd, qh, qw = split_pixel(first, tl.arange(0, BM) // T2, QD, QH, QW)
     td, th, tw = split_tap(tap, POOL)
     value = fprop_tile(
         p_x,
@@ -123,14 +123,11 @@ def block_fprop_kernel(
     winner = tl.where(nan >= 0, nan, tl.where(winner < T2, winner, NOBODY))
     best = tl.where(nan >= 0, float("nan"), best)
 
-    n, qd, qh, qw = split_pixel(first + tl.arange(0, BQ), QD, QH, QW)  # [BQ]
+    n, qd, qh, qw = split_pixel(first, tl.arange(0, BQ), QD, QH, QW)  # [BQ]
     pixel = (qd * QH + qh) * QW + qw
-    o_y = channel_offset(
-        n[:, None], (group * O + o_n)[None, :], pixel[:, None], groups * O, QD * QH * QW, CHANNELS_LAST
-    )
-    mask = (n < N)[:, None] & (o_n < O)[None, :]
-    tl.store(p_y + o_y, best.to(p_y.dtype.element_ty), mask=mask)
-    tl.store(p_winner + o_y, winner.to(tl.uint8), mask=mask)
+    o, pixels = group * O + o_n, QD * QH * QW
+    store_pixels(p_y, best, n, o, pixel, n < N, o_n < O, groups * O, pixels, CHANNELS_LAST)
+    store_pixels(p_winner, winner, n, o, pixel, n < N, o_n < O, groups * O, pixels, CHANNELS_LAST)
 
 
 def block_fprop(

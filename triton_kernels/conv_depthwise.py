@@ -27,6 +27,7 @@ from triton_kernels.tiles import (
     channel_offset,
     input_pixel,
     load_gradient,
+    program_block,
     split_element,
     split_pixel,
     split_tap,
@@ -73,8 +74,8 @@ def depthwise_fprop_kernel(
     One program computes BLOCK elements of y, in the order in which they lie in memory.
     """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    i = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, o, od, oh, ow = split_element(i, O, OD, OH, OW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, False)
+    n, o, od, oh, ow = split_element(first, lane, O, OD, OH, OW, CHANNELS_LAST)
     m = n < N
     acc = tl.zeros([BLOCK], dtype=ACC)
     if p_bias is not None:
@@ -85,7 +86,7 @@ def depthwise_fprop_kernel(
         o_x = channel_offset(n, o // OUTPUTS, pixel, O // OUTPUTS, ID * IH * IW, CHANNELS_LAST)
         x = tl.load(p_x + o_x, mask=m & inside, other=0.0).to(ACC)
         acc += x * tl.load(p_w + o * TAPS + tap, mask=m, other=0.0).to(ACC)
-    tl.store(p_y + i, acc.to(p_y.dtype.element_ty), mask=m)
+    tl.store(p_y + first + lane, acc.to(p_y.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -122,8 +123,8 @@ def depthwise_dgrad_kernel(
     pooling: `load_gradient`.
     """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    i = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, i_d, i_h, i_w = split_element(i, C, ID, IH, IW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, False)
+    n, c, i_d, i_h, i_w = split_element(first, lane, C, ID, IH, IW, CHANNELS_LAST)
     m = n < N
     acc = tl.zeros([BLOCK], dtype=ACC)
     if p_bias is not None:
@@ -138,7 +139,7 @@ def depthwise_dgrad_kernel(
         g = load_gradient(p_g, p_winner, n, o, od, oh, ow, C * OUTPUTS, OD, OH, OW, holds, POOL, CHANNELS_LAST)
         o_w = o * TAPS + (kd * KERNEL[1] + kh) * KERNEL[2] + kw
         acc += g.to(ACC) * tl.load(p_w + o_w, mask=holds, other=0.0).to(ACC)
-    tl.store(p_x + i, acc.to(p_x.dtype.element_ty), mask=m)
+    tl.store(p_x + first + lane, acc.to(p_x.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -187,7 +188,7 @@ def depthwise_wgrad_kernel(
     acc_bias = tl.zeros([BN], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
     for step in range(0, LENGTH, BK):
-        n, od, oh, ow = split_pixel(start + step + tl.arange(0, BK), OD, OH, OW)  # [BK]
+        n, od, oh, ow = split_pixel(start + step, tl.arange(0, BK), OD, OH, OW)  # [BK]
         n, od, oh, ow = n[:, None], od[:, None], oh[:, None], ow[:, None]
         m = (n < N) & m_n[None, :]
         g = load_gradient(p_g, p_winner, n, o_n[None, :], od, oh, ow, O, OD, OH, OW, m, POOL, CHANNELS_LAST).to(

@@ -24,7 +24,7 @@ from triton_kernels.launch import (
     product,
     three,
 )
-from triton_kernels.tiles import channel_offset, load_gradient, split_pixel, window_offset
+from triton_kernels.tiles import load_gradient, split_pixel, split_tap, store_pixels, window_offset
 
 
 @triton.jit
@@ -97,14 +97,14 @@ def conv_dgrad_kernel(
     row_tiles = tl.cdiv(N * QD * QH * QW, BM)
     pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     residue = pid // COLUMN_TILES // row_tiles
-    _, rd, rh, rw = split_pixel(residue, STRIDE[0], STRIDE[1], STRIDE[2])
+    rd, rh, rw = split_tap(residue, STRIDE)
     kd0, taps_d, od0 = residue_taps(rd, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], STEP[0])
     kh0, taps_h, oh0 = residue_taps(rh, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], STEP[1])
     kw0, taps_w, ow0 = residue_taps(rw, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], STEP[2])
 
-    o_m = (pid // COLUMN_TILES % row_tiles).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
-    o_n = (pid % COLUMN_TILES).to(o_m.dtype) * BN + tl.arange(0, BN)  # [BN]
-    n, qd, qh, qw = split_pixel(o_m, QD, QH, QW)
+    first = (pid // COLUMN_TILES % row_tiles).to(tl.int64 if WIDE else tl.int32) * BM
+    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
+    n, qd, qh, qw = split_pixel(first, tl.arange(0, BM), QD, QH, QW)  # [BM]
     i_d, i_h, i_w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
     m_m, m_n = (n < N) & (i_d < ID) & (i_h < IH) & (i_w < IW), o_n < C
 
@@ -141,7 +141,7 @@ def conv_dgrad_kernel(
             CHANNELS_LAST,
         )  # [BM, BK]
         k_w = ((kd0 + td * STEP[0]) * KERNEL[1] + kh0 + th * STEP[1]) * KERNEL[2] + kw0 + tw * STEP[2]
-        o_w = (group * O + o).to(o_m.dtype)[:, None] * (C * TAPS) + window_offset(
+        o_w = (group * O + o).to(first.dtype)[:, None] * (C * TAPS) + window_offset(
             o_n[None, :], k_w[:, None], C, TAPS, CHANNELS_LAST
         )
         w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
@@ -150,10 +150,7 @@ def conv_dgrad_kernel(
     if p_bias is not None:
         acc += tl.load(p_bias + group * C + o_n, mask=m_n, other=0.0).to(ACC)[None, :]
     pixel = (i_d * IH + i_h) * IW + i_w
-    o_x = channel_offset(
-        n[:, None], (group * C + o_n)[None, :], pixel[:, None], groups * C, ID * IH * IW, CHANNELS_LAST
-    )
-    tl.store(p_x + o_x, acc.to(p_x.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+    store_pixels(p_x, acc, n, group * C + o_n, pixel, m_m, m_n, groups * C, ID * IH * IW, CHANNELS_LAST)
 
 
 def conv_dgrad(

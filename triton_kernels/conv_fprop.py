@@ -20,7 +20,15 @@ from triton_kernels.launch import (
     on_device_of,
     product,
 )
-from triton_kernels.tiles import channel_offset, input_pixel, reduction_tile, split_pixel, split_tap, window_offset
+from triton_kernels.tiles import (
+    channel_offset,
+    input_pixel,
+    reduction_tile,
+    split_pixel,
+    split_tap,
+    store_pixels,
+    window_offset,
+)
 
 
 @triton.jit
@@ -118,9 +126,9 @@ def conv_fprop_kernel(
     """
     COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
     pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    o_m = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM + tl.arange(0, BM)  # [BM]
-    o_n = (pid % COLUMN_TILES).to(o_m.dtype) * BN + tl.arange(0, BN)  # [BN]
-    n, od, oh, ow = split_pixel(o_m, OD, OH, OW)
+    first = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM
+    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
+    n, od, oh, ow = split_pixel(first, tl.arange(0, BM), OD, OH, OW)  # [BM]
     m_m, m_n = n < N, o_n < O
 
     acc = fprop_tile(
@@ -152,10 +160,7 @@ def conv_fprop_kernel(
         BK,
     )
     pixel = (od * OH + oh) * OW + ow
-    o_y = channel_offset(
-        n[:, None], (group * O + o_n)[None, :], pixel[:, None], groups * O, OD * OH * OW, CHANNELS_LAST
-    )
-    tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+    store_pixels(p_y, acc, n, group * O + o_n, pixel, m_m, m_n, groups * O, OD * OH * OW, CHANNELS_LAST)
 
 
 def conv_fprop(

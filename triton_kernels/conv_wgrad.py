@@ -84,7 +84,7 @@ def conv_wgrad_kernel(
     acc_bias = tl.zeros([BM], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
     for step in range(0, LENGTH, BK):
-        n, od, oh, ow = split_pixel(start + step + tl.arange(0, BK), OD, OH, OW)  # [BK]
+        n, od, oh, ow = split_pixel(start + step, tl.arange(0, BK), OD, OH, OW)  # [BK]
         m_k = n < N
         g = load_gradient(
             p_g,

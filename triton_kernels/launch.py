@@ -18,9 +18,11 @@ from triton_kernels.tiles import split_pixel
 INTERPRETED: bool = not isinstance(split_pixel, triton.JITFunction)
 
 
-# Bytes that one program of an elementwise kernel computes: for each of the 128 threads of four warps eight float32, or
-# four float64, more of which spill beside their 64-bit divisions.
+# Bytes that one program of an elementwise kernel computes: for each of 128 threads eight float32 or half floats, which
+# are 16 bytes at least, or four float64.
 _BLOCK_BYTES = 4096
+# Elements where positions take 64 bits: two a thread, for more spill.
+_LONG_BLOCK = 256
 
 
 class Geometry(Protocol):
@@ -79,7 +81,15 @@ def three(values: Sequence[int], fill: int) -> tuple[int, ...]:
 
 
 def sizes(geometry: Geometry | FractionalGeometry) -> dict[str, int]:
-    """Input and output sizes: run-time arguments, so that another image size does not compile another kernel."""
+    """Input and output sizes: run-time arguments, so that another image size does not compile another kernel.
+
+    Raises:
+        ValueError: a sample has so many pixels that they cannot be counted in 32 bits, as kernels do.
+    """
+    if max(product(geometry.input), product(geometry.output)) >= 2**31:
+        raise ValueError(
+            f"a sample and channel may have at most 2^31 - 1 elements, got {[*geometry.input]} to {[*geometry.output]}"
+        )
     lengths = three(geometry.input, 1) + three(geometry.output, 1)
     return dict(zip(("ID", "IH", "IW", "OD", "OH", "OW"), lengths))
 
@@ -129,7 +139,8 @@ def pool_cover(geometry: PoolGeometry) -> tuple[int, ...]:
 
 def elementwise(kernel: Any, result: Tensor, *tensors: Tensor | None, **arguments: Any) -> None:
     """Launch a kernel whose programs compute BLOCK elements of `result` each; of no input, the result is zero."""
-    block = _BLOCK_BYTES // max(4, result.element_size())
+    long = arguments["WIDE"] and arguments.get("ADAPTIVE")
+    block = _LONG_BLOCK if long else _BLOCK_BYTES // max(4, result.element_size())
     if tensors[0] is not None and tensors[0].numel() == 0:
         result.zero_()
     elif result.numel():

@@ -8,7 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.launch import AvgGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover
-from triton_kernels.tiles import channel_offset, pool_pixel, scaled, scaled_up, split_element, split_tap, window_over
+from triton_kernels.tiles import (
+    channel_offset,
+    pool_pixel,
+    program_block,
+    scaled,
+    scaled_up,
+    split_element,
+    split_tap,
+    window_over,
+)
 
 
 @triton.jit
@@ -89,8 +98,9 @@ def avg_pool_kernel(
     The divisor is DIVISOR, or the number of taps that count if that is 0; integers truncate.  One program computes
     BLOCK elements of y, in the order in which they lie in memory.
     """
-    o = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, ADAPTIVE)
+    n, c, od, oh, ow = split_element(first, lane, C, OD, OH, OW, CHANNELS_LAST)
+    o = first + lane
     m = n < N
     acc = tl.zeros([BLOCK], dtype=ACC)
     for tap in range(KERNEL[0] * KERNEL[1] * KERNEL[2]):
@@ -138,8 +148,9 @@ def avg_pool_grad_kernel(
     A gather: each pixel asks the windows that can hold it, at most COVER per dimension, in a fixed order.  One program
     computes BLOCK elements of x̄, in the order in which they lie in memory.
     """
-    i = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, i_d, i_h, i_w = split_element(i, C, ID, IH, IW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, ADAPTIVE)
+    n, c, i_d, i_h, i_w = split_element(first, lane, C, ID, IH, IW, CHANNELS_LAST)
+    i = first + lane
     m = n < N
     acc = tl.zeros([BLOCK], dtype=ACC)
     for window in range(COVER[0] * COVER[1] * COVER[2]):

@@ -17,7 +17,7 @@ from triton_kernels.launch import (
     sizes,
     three,
 )
-from triton_kernels.tiles import channel_offset, split_element, split_tap
+from triton_kernels.tiles import channel_offset, program_block, split_element, split_tap
 
 
 @triton.jit
@@ -47,8 +47,9 @@ def fractional_max_pool_kernel(
     added in front of RANK have none.  Of equal values the first wins, a NaN wins over every number, and of NaNs the
     last wins.  One program computes BLOCK elements of y and index, in the order in which they lie in memory.
     """
-    o = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, False)
+    n, c, od, oh, ow = split_element(first, lane, C, OD, OH, OW, CHANNELS_LAST)
+    o = first + lane
     m = n < N
     p_starts += (n * C + c) * (OD * (RANK > 2) + OH * (RANK > 1) + OW)
     start_w = tl.load(p_starts + OD * (RANK > 2) + OH * (RANK > 1) + ow, mask=m, other=0)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels.launch import PoolGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover, product
-from triton_kernels.tiles import channel_offset, pool_pixel, split_element, split_tap, window_over
+from triton_kernels.tiles import channel_offset, pool_pixel, program_block, split_element, split_tap, window_over
 
 
 @triton.jit
@@ -41,8 +41,9 @@ def max_pool_kernel(
     LOWEST reports its first tap inside the input.  One program computes BLOCK elements of y and offset, in the order
     in which they lie in memory.
     """
-    o = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, ADAPTIVE)
+    n, c, od, oh, ow = split_element(first, lane, C, OD, OH, OW, CHANNELS_LAST)
+    o = first + lane
     m = n < N
     offset = tl.zeros([BLOCK], dtype=tl.int32)
     if not ADAPTIVE:
@@ -89,8 +90,9 @@ def max_pool_gather_kernel(
 
     One program computes BLOCK elements of y, in the order in which they lie in memory.
     """
-    o = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, od, oh, ow = split_element(o, C, OD, OH, OW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, ADAPTIVE)
+    n, c, od, oh, ow = split_element(first, lane, C, OD, OH, OW, CHANNELS_LAST)
+    o = first + lane
     m = n < N
     kd, kh, kw = split_tap(tl.load(p_offset + o, mask=m, other=0).to(tl.int32), KERNEL)
     pixel, inside = pool_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, OD, OH, OW, STRIDE, PADDING, DILATION, ADAPTIVE)
@@ -127,8 +129,9 @@ def max_pool_scatter_kernel(
     A gather: each pixel asks the windows that can hold it, at most COVER per dimension, in a fixed order.  One program
     computes BLOCK elements of x̄, in the order in which they lie in memory.
     """
-    i = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    n, c, i_d, i_h, i_w = split_element(i, C, ID, IH, IW, CHANNELS_LAST)
+    first, lane = program_block(BLOCK, WIDE, ADAPTIVE)
+    n, c, i_d, i_h, i_w = split_element(first, lane, C, ID, IH, IW, CHANNELS_LAST)
+    i = first + lane
     m = n < N
     acc = tl.zeros([BLOCK], dtype=ACC)
     for window in range(COVER[0] * COVER[1] * COVER[2]):

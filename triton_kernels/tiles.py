@@ -5,25 +5,46 @@ import triton.language as tl
 
 
 @triton.jit
-def split_pixel(o, D, H, W):
-    """Sample and coordinates (n, d, h, w) of the flat pixel o = ((n·D + d)·H + h)·W + w."""
-    w = o % W
-    h = o // W % H
-    d = o // (W * H) % D
-    return o // (W * H * D), d, h, w
+def program_block(BLOCK: tl.constexpr, WIDE: tl.constexpr, ADAPTIVE: tl.constexpr):
+    """The elements first + lane that a program computes, and first as one number; see `split_off`."""
+    first = tl.program_id(0).to(tl.int64 if WIDE else tl.int32) * BLOCK
+    # Adaptive windows multiply positions by sizes, which can take more than 32 bits.
+    return first, tl.arange(0, BLOCK).to(tl.int64 if WIDE and ADAPTIVE else tl.int32)
 
 
 @triton.jit
-def split_element(o, C, D, H, W, CHANNELS_LAST: tl.constexpr):
-    """Coordinates (n, c, d, h, w) of the o-th element of a dense tensor of either memory format."""
+def split_off(start, lane, SIZE):
+    """Quotient and remainder of start + lane by SIZE: a start', a lane', and the index among SIZE.
+
+    start is one number, of 64 bits if need be; the lanes are many, and divided in 32 bits if they are of that type:
+    that takes a few instructions, where 64 bits take a subroutine and the registers that it wants.
+    """
+    quotient = start // SIZE
+    # Not `start % SIZE`, of which the compiler would not know that 16 divides it if it divides both.
+    index = (start - quotient * SIZE).to(lane.dtype) + lane
+    return quotient, index // SIZE, index % SIZE
+
+
+@triton.jit
+def split_pixel(start, lane, D, H, W):
+    """Sample and coordinates (n, d, h, w) of the flat pixels start + lane = ((n·D + d)·H + h)·W + w."""
+    start, lane, w = split_off(start, lane, W)
+    start, lane, h = split_off(start, lane, H)
+    start, lane, d = split_off(start, lane, D)
+    return start + lane, d, h, w
+
+
+@triton.jit
+def split_element(start, lane, C, D, H, W, CHANNELS_LAST: tl.constexpr):
+    """Coordinates (n, c, d, h, w) of elements start + lane of a dense tensor of either memory format."""
     if CHANNELS_LAST:
-        n, d, h, w = split_pixel(o // C, D, H, W)
-        c = o % C
-    else:
-        n, d, h, w = split_pixel(o, D, H, W)
-        c = n % C
-        n = n // C
-    return n, c, d, h, w
+        start, lane, c = split_off(start, lane, C)
+    start, lane, w = split_off(start, lane, W)
+    start, lane, h = split_off(start, lane, H)
+    start, lane, d = split_off(start, lane, D)
+    if not CHANNELS_LAST:
+        start, lane, c = split_off(start, lane, C)
+    return start + lane, c, d, h, w
 
 
 @triton.jit
@@ -39,6 +60,19 @@ def channel_offset(n, c, pixel, channels, pixels, CHANNELS_LAST: tl.constexpr):
         return (n * pixels + pixel) * channels + c
     else:  # noqa: RET505 - the compiler drops one branch only if there are two
         return (n * channels + c) * pixels + pixel
+
+
+@triton.jit
+def store_pixels(p, value, n, c, pixel, m_m, m_n, channels, pixels, CHANNELS_LAST: tl.constexpr):
+    """Store the tile value [BM, BN] of pixels (n, pixel) [BM] and channels c [BN], in the type of `p`."""
+    value = value.to(p.dtype.element_ty)
+    if CHANNELS_LAST:
+        o = channel_offset(n[:, None], c[None, :], pixel[:, None], channels, pixels, CHANNELS_LAST)
+        tl.store(p + o, value, mask=m_m[:, None] & m_n[None, :])
+    else:
+        # Turned round, for the lanes of a warp lie along the last dimension, and pixels are neighbours in memory.
+        o = channel_offset(n[None, :], c[:, None], pixel[None, :], channels, pixels, CHANNELS_LAST)
+        tl.store(p + o, tl.trans(value), mask=m_n[:, None] & m_m[None, :])
 
 
 @triton.jit

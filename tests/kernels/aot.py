@@ -154,6 +154,8 @@ def pool_cases() -> Iterator[Case]:
             yield pool_case("3x3", dtype, overlapping, format, include_pad=False)
             if dtype is not torch.bfloat16:
                 yield pool_case("big", dtype, ((40000, 64, 32, 32), overlapping[1]), format, include_pad=False)
+    wide_windows = ((4, 8, 60000, 60), (2, (50000, 7)))
+    yield pool_case("adaptive, long", torch.float16, wide_windows, "channels_last", include_pad=False)
     for dtype in INTEGERS:
         yield pool_case("integer", dtype, overlapping, "channels_last", include_pad=False)
         yield pool_case("integer, divisor", dtype, overlapping, "contiguous", divisor=3)

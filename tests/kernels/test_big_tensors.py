@@ -91,3 +91,10 @@ def test_the_check_finds_an_overflow(monkeypatch):
         message = "overflow" if overflow else "out of bounds"
         with pytest.raises(Fault, match=message), checked(overflow, programs=ends):
             conv.launch("conv_fprop", x, w, g, None, torch.contiguous_format)
+
+
+@pytest.mark.parametrize("name", CONV)
+def test_too_many_pixels_to_count(name):
+    conv = Conv(1, 1, 1, (2**16, 2**15), (1, 1))
+    with pytest.raises(ValueError, match=r"at most 2\^31 - 1 elements, got \[65536, 32768\]"):
+        conv.launch(name, *conv.operands(torch.float16, "meta"), None, torch.contiguous_format)

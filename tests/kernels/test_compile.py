@@ -27,9 +27,9 @@ def test_compile(target):
         return f"{target} {r['dtype']} {r['case']} {r.get('kernel', '')}: {what}"
 
     bad = [complaint(r, r["error"]) for r in results if "error" in r]
-    # In a few kernels ptxas keeps 8 bytes on the stack although half the registers are free.  Why is not known; the
-    # aim is none.
-    spilling = [r for r in compiled if r["stack"] > 8]
+    # Where registers are just above a number that lets one more block run, ptxas may spill one to get below it: the
+    # mend is to need fewer.
+    spilling = [r for r in compiled if r["stack"]]
     bad += [complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in spilling]
     for r in compiled:
         multiplies = r["kernel"].startswith(("conv", "block"))  # not the depthwise ones
