@@ -63,7 +63,7 @@ def compiling_for(name: str) -> Iterator[list[Compiled]]:
     if INTERPRETED:
         raise RuntimeError("compiling needs a process without the environment variable TRITON_INTERPRET")
     compiled: dict[str, Compiled] = {}
-    active, run = triton.runtime.driver._active, JITFunction.run
+    active, run, hip = triton.runtime.driver._active, JITFunction.run, torch.version.hip
 
     def recording_run(self: Any, *args: Any, **kwargs: Any) -> Any:
         kernel = run(self, *args, **kwargs)
@@ -77,11 +77,13 @@ def compiling_for(name: str) -> Iterator[list[Compiled]]:
     order: list[Compiled] = []
     triton.runtime.driver.set_active(_Driver(TARGETS[name]))
     JITFunction.run = recording_run
+    # What launchers tell AMD's GPUs by: a release, which nobody compares.
+    torch.version.hip = "any" if TARGETS[name].target.backend == "hip" else None
     _forget_compiled()
     try:
         yield order
     finally:
-        JITFunction.run = run
+        JITFunction.run, torch.version.hip = run, hip
         for entry in order:
             entry.kernel.module = None  # nothing was loaded, so nothing is to be unloaded
         triton.runtime.driver._active = active

@@ -145,7 +145,12 @@ def elementwise(kernel: Any, result: Tensor, *tensors: Tensor | None, **argument
         result.zero_()
     elif result.numel():
         with on_device_of(result):
-            kernel[(triton.cdiv(result.numel(), block),)](*tensors, **arguments, BLOCK=block)
+            kernel[(triton.cdiv(result.numel(), block),)](*tensors, **arguments, BLOCK=block, num_warps=warps(128))
+
+
+def warps(threads: int) -> int:
+    """How many warps have so many threads: AMD's (of the CDNA family) have 64."""
+    return threads // (64 if torch.version.hip else 32)
 
 
 def is_channels_last(memory_format: torch.memory_format) -> bool:

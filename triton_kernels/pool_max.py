@@ -142,8 +142,9 @@ def max_pool_scatter_kernel(
         holds = m & holds_d & holds_h & holds_w
         o = channel_offset(n, c, (od * OH + oh) * OW + ow, C, OD * OH * OW, CHANNELS_LAST)
         offset = tl.load(p_offset + o, mask=holds, other=0).to(tl.int32)
-        won = holds & (offset == (kd * KERNEL[1] + kh) * KERNEL[2] + kw)
-        acc += tl.load(p_g + o, mask=won, other=0).to(ACC)
+        # Losers are loaded too: neighbours that the mask tells apart would be loaded one by one, after the winners.
+        g = tl.load(p_g + o, mask=holds, other=0).to(ACC)
+        acc += tl.where(offset == (kd * KERNEL[1] + kh) * KERNEL[2] + kw, g, 0)
     tl.store(p_x + i, acc.to(p_x.dtype.element_ty), mask=m)
 
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_kernels.launch import warps
+
 _BLOCK = 256
 
 
@@ -44,4 +46,5 @@ def add_splits(partial: Tensor, w: Tensor, bias: Tensor) -> None:
         BIASES=bias.numel(),
         SPLITS=partial.shape[0],
         BLOCK=_BLOCK,
+        num_warps=warps(_BLOCK // 4),  # 16 bytes a thread
     )

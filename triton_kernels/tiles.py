@@ -175,7 +175,8 @@ def load_gradient(
         offset = channel_offset(n, o, (pd * PH + ph) * PW + pw, channels, PD * PH * PW, CHANNELS_LAST)
         tap = (d % POOL[0] * POOL[1] + h % POOL[1]) * POOL[2] + w % POOL[2]
         winner = tl.load(p_winner + offset, mask=inside, other=0).to(tl.int32)
-        return tl.load(p_g + offset, mask=inside & (winner == tap), other=0.0)
+        # Losers are loaded too: neighbours that the mask tells apart would be loaded one by one, after the winners.
+        return tl.where(winner == tap, tl.load(p_g + offset, mask=inside, other=0.0), 0.0)
 
 
 @triton.jit
