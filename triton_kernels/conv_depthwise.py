@@ -24,6 +24,7 @@ from triton_kernels.launch import (
 )
 from triton_kernels.splits import add_splits, partial_sums
 from triton_kernels.tiles import (
+    advance,
     channel_offset,
     input_pixel,
     load_gradient,
@@ -187,9 +188,9 @@ def depthwise_wgrad_kernel(
     acc = tl.zeros([TAPS2, BN], dtype=ACC)
     acc_bias = tl.zeros([BN], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
-    for step in range(0, LENGTH, BK):
-        n, od, oh, ow = split_pixel(start + step, tl.arange(0, BK), OD, OH, OW)  # [BK]
-        n, od, oh, ow = n[:, None], od[:, None], oh[:, None], ow[:, None]
+    n, od, oh, ow = split_pixel(start, tl.arange(0, BK)[:, None], OD, OH, OW)  # [BK, 1]
+    step_n, step_d, step_h, step_w = split_pixel(BK, tl.zeros([1, 1], tl.int32), OD, OH, OW)
+    for _ in range(0, LENGTH, BK):
         m = (n < N) & m_n[None, :]
         g = load_gradient(p_g, p_winner, n, o_n[None, :], od, oh, ow, O, OD, OH, OW, m, POOL, CHANNELS_LAST).to(
             ACC
@@ -202,6 +203,7 @@ def depthwise_wgrad_kernel(
             o_x = channel_offset(n, (o_n // OUTPUTS)[None, :], pixel, O // OUTPUTS, ID * IH * IW, CHANNELS_LAST)
             x = tl.load(p_x + o_x, mask=m & inside, other=0.0).to(ACC)  # [BK, BN]
             acc += tl.where(o_t[:, None] == tap, tl.sum(g * x, axis=0)[None, :], 0.0)
+        n, od, oh, ow = advance(n, od, oh, ow, step_n, step_d, step_h, step_w, OD, OH, OW)
 
     p_partial += split.to(tl.int64) * (O * TAPS + O if BIAS else O * TAPS)
     tl.store(p_partial + o_n[None, :] * TAPS + o_t[:, None], acc, mask=(o_t < TAPS)[:, None] & m_n[None, :])

@@ -24,7 +24,7 @@ from triton_kernels.launch import (
     three,
 )
 from triton_kernels.splits import add_splits, partial_sums
-from triton_kernels.tiles import channel_offset, input_pixel, load_gradient, split_pixel, split_tap
+from triton_kernels.tiles import advance, channel_offset, input_pixel, load_gradient, split_pixel, split_tap
 
 
 @triton.jit
@@ -80,28 +80,32 @@ def conv_wgrad_kernel(
         c, tap = o_n // TAPS, o_n % TAPS
     kd, kh, kw = split_tap(tap[None, :], KERNEL)  # [1, BN]
 
+    # The lanes of a warp lie along the last dimension: what is innermost in memory comes last, and is turned round.
+    PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
     acc = tl.zeros([BM, BN], dtype=ACC)
     acc_bias = tl.zeros([BM], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
-    for step in range(0, LENGTH, BK):
-        n, od, oh, ow = split_pixel(start + step, tl.arange(0, BK), OD, OH, OW)  # [BK]
+    n, od, oh, ow = split_pixel(start, tl.arange(0, BK), OD, OH, OW)  # [BK]
+    step_n, step_d, step_h, step_w = split_pixel(BK, tl.zeros([1], tl.int32), OD, OH, OW)
+    for _ in range(0, LENGTH, BK):
         m_k = n < N
         g = load_gradient(
             p_g,
             p_winner,
-            n[None, :],
-            (group * O + o_m)[:, None],
-            od[None, :],
-            oh[None, :],
-            ow[None, :],
+            tl.expand_dims(n, PIXELS),
+            tl.expand_dims(group * O + o_m, 1 - PIXELS),
+            tl.expand_dims(od, PIXELS),
+            tl.expand_dims(oh, PIXELS),
+            tl.expand_dims(ow, PIXELS),
             groups * O,
             OD,
             OH,
             OW,
-            m_m[:, None] & m_k[None, :],
+            tl.expand_dims(m_m, 1 - PIXELS) & tl.expand_dims(m_k, PIXELS),
             POOL,
             CHANNELS_LAST,
-        )  # [BM, BK]
+        )
+        g = tl.trans(g) if CHANNELS_LAST else g  # [BM, BK]
         pixel, m_x = input_pixel(
             od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
         )  # [BK, BN]
@@ -110,6 +114,7 @@ def conv_wgrad_kernel(
         acc = tl.dot(g, x, acc, input_precision=PRECISION, out_dtype=ACC)
         if BIAS:
             acc_bias += tl.sum(g.to(ACC), axis=1)
+        n, od, oh, ow = advance(n, od, oh, ow, step_n, step_d, step_h, step_w, OD, OH, OW)
 
     weights = groups * O * C * TAPS
     p_partial += split.to(tl.int64) * (weights + groups * O if BIAS else weights)

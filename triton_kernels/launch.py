@@ -84,11 +84,11 @@ def sizes(geometry: Geometry | FractionalGeometry) -> dict[str, int]:
     """Input and output sizes: run-time arguments, so that another image size does not compile another kernel.
 
     Raises:
-        ValueError: a sample has so many pixels that they cannot be counted in 32 bits, as kernels do.
+        ValueError: a sample has so many pixels that kernels, which go a tile further, cannot count them in 32 bits.
     """
-    if max(product(geometry.input), product(geometry.output)) >= 2**31:
+    if max(product(geometry.input), product(geometry.output)) > 2**31 - 2**16:
         raise ValueError(
-            f"a sample and channel may have at most 2^31 - 1 elements, got {[*geometry.input]} to {[*geometry.output]}"
+            f"a channel may have at most 2^31 - 2^16 pixels, got {[*geometry.input]} to {[*geometry.output]}"
         )
     lengths = three(geometry.input, 1) + three(geometry.output, 1)
     return dict(zip(("ID", "IH", "IW", "OD", "OH", "OW"), lengths))

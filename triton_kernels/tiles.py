@@ -35,6 +35,20 @@ def split_pixel(start, lane, D, H, W):
 
 
 @triton.jit
+def advance(n, d, h, w, step_n, step_d, step_h, step_w, D, H, W):
+    """Coordinates of a pixel so many samples, planes, rows and columns further on, each less than its size."""
+    w += step_w
+    carry = (w >= W).to(tl.int32)
+    w -= carry * W
+    h += step_h + carry
+    carry = (h >= H).to(tl.int32)
+    h -= carry * H
+    d += step_d + carry
+    carry = (d >= D).to(tl.int32)
+    return n + step_n + carry, d - carry * D, h, w
+
+
+@triton.jit
 def split_element(start, lane, C, D, H, W, CHANNELS_LAST: tl.constexpr):
     """Coordinates (n, c, d, h, w) of elements start + lane of a dense tensor of either memory format."""
     if CHANNELS_LAST:

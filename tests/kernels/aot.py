@@ -72,6 +72,8 @@ def conv_cases(target: str) -> Iterator[Case]:
                 yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
     branches = {
         "1d": Conv(64, 32, 32, (100,), (3,), padding=1),
+        "1 wide": Conv(64, 32, 32, (28, 1), (3, 1), padding=(1, 0)),
+        "1x1 result": Conv(64, 32, 32, (3, 3), (3, 3)),
         "3d": Conv(8, 32, 32, (16, 16, 16), (3, 3, 3), padding=1),
         "strided": Conv(64, 32, 32, (33, 33), (3, 3), stride=2, padding=1),
         "strided_and_dilated": Conv(64, 3, 7, (33, 35), (3, 5), stride=(2, 6), padding=3, dilation=(3, 4)),

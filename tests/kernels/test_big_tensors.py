@@ -96,5 +96,5 @@ def test_the_check_finds_an_overflow(monkeypatch):
 @pytest.mark.parametrize("name", CONV)
 def test_too_many_pixels_to_count(name):
     conv = Conv(1, 1, 1, (2**16, 2**15), (1, 1))
-    with pytest.raises(ValueError, match=r"at most 2\^31 - 1 elements, got \[65536, 32768\]"):
+    with pytest.raises(ValueError, match=r"at most 2\^31 - 2\^16 pixels, got \[65536, 32768\]"):
         conv.launch(name, *conv.operands(torch.float16, "meta"), None, torch.contiguous_format)
