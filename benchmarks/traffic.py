@@ -93,7 +93,7 @@ class Fused:
 
 
 class Maker(NamedTuple):
-    """Makes tensors without data in a type and memory format."""
+    """Makes tensors without data in a type and memory format; no kernel's accesses depend on the values."""
 
     dtype: torch.dtype
     format: str
@@ -103,13 +103,9 @@ class Maker(NamedTuple):
             return torch.contiguous_format
         return torch.channels_last if rank == 2 else torch.channels_last_3d
 
-    def __call__(self, *size: int) -> Tensor:
+    def __call__(self, *size: int, dtype: torch.dtype | None = None) -> Tensor:
         memory_format = self.memory_format(len(size) - 2) if len(size) > 3 else torch.contiguous_format
-        return torch.empty(size, dtype=self.dtype, device="meta", memory_format=memory_format)
-
-    def winners(self, taps: int, *size: int) -> Tensor:
-        """One byte each, with values: which gradients are loaded depends on them."""
-        return torch.randint(taps, size, dtype=torch.uint8).to(memory_format=self.memory_format(len(size) - 2))
+        return torch.empty(size, dtype=dtype or self.dtype, device="meta", memory_format=memory_format)
 
 
 def conv_geometry(layer: Layer, conv: Any) -> ConvGeometry:
@@ -134,7 +130,7 @@ def conv_passes(layer: Layer, conv: Any, make: Maker) -> list[Pass]:
 
 def pool_passes(geometry: PoolGeometry, size: Sequence[int], make: Maker) -> list[Pass]:
     x, g = make(*size), make(*size[:2], *geometry.output)
-    winners, format = make.winners(math.prod(geometry.kernel), *g.shape), make.memory_format(len(size) - 2)
+    winners, format = make(*g.shape, dtype=torch.uint8), make.memory_format(len(size) - 2)
     return [
         Pass("forward", (x,), lambda: triton_kernels.max_pool(x, geometry, format)),
         Pass("backward", (g, winners), lambda: triton_kernels.max_pool_scatter(g, winners, geometry, format)),
@@ -146,7 +142,7 @@ def block_passes(layer: Layer, conv: Any, make: Maker, pool: tuple[int, ...]) ->
     geometry = BlockGeometry(*fields_of(conv_geometry(layer, conv)), pool)  # type: ignore[arg-type]
     x, w, bias = make(*layer.size), make(*conv.weight.shape), make(conv.out_channels)
     g = make(x.shape[0], w.shape[0], *geometry.pooled)
-    winners, format = make.winners(math.prod(pool), *g.shape), make.memory_format(geometry.rank)
+    winners, format = make(*g.shape, dtype=torch.uint8), make.memory_format(geometry.rank)
     passes = [
         Pass("forward", (x, w, bias), lambda: triton_kernels.block_fprop(x, w, bias, geometry, format)),
         Pass("wgrad", (x, g, winners), lambda: triton_kernels.block_wgrad(x, g, winners, True, geometry, format)),
