@@ -75,6 +75,15 @@ def figures(kernel: Any) -> Figures:
     return _nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel)
 
 
+def access_bits(kernel: Any) -> tuple[set[int], set[int]]:
+    """The widths of all loads from global memory and of all stores to it, in bits per thread."""
+    if "cubin" in kernel.asm:
+        code = _nvidia_code(kernel)
+        return _nvidia_bits(code, r"LDG|UBLKCP|UTMALDG"), _nvidia_bits(code, "STG")
+    code = _amd_code(kernel)
+    return _amd_bits(code, "load"), _amd_bits(code, "store")
+
+
 # NVIDIA: SASS, from the disassemblers that come with Triton ----------------------------------------------------------
 
 _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*?);")
@@ -90,8 +99,7 @@ def _nvidia_resources(kernel: Any) -> Resources:
 
 
 def _nvidia(kernel: Any) -> Figures:
-    listing = _inspect(kernel, triton.knobs.nvidia.nvdisasm.path, "-c")
-    code = _parse(listing.splitlines(), _SASS_LABEL, _SASS)
+    code = _nvidia_code(kernel)
     body = _main_body(code, re.compile(r"BRA"), re.compile(r"`\((\.L_x_\d+)\)"), _SASS_MATRIX)
     instructions = [i for i in code if isinstance(i, Instruction)]
     taken = dataclasses.asdict(_nvidia_resources(kernel)) | {"matrix": _commonest_matrix(instructions, _SASS_MATRIX)}
@@ -99,9 +107,14 @@ def _nvidia(kernel: Any) -> Figures:
         **taken,
         body=len(body),
         body_matrix=sum(bool(_SASS_MATRIX.match(i.opcode)) for i in body),
-        load_bits=_widest(i.opcode for i in instructions if re.match(r"LDG|UBLKCP|UTMALDG", i.opcode)),
-        store_bits=_widest(i.opcode for i in instructions if i.opcode.startswith("STG")),
+        load_bits=max(_nvidia_bits(code, r"LDG|UBLKCP|UTMALDG"), default=0),
+        store_bits=max(_nvidia_bits(code, "STG"), default=0),
     )
+
+
+def _nvidia_code(kernel: Any) -> list[Instruction | str]:
+    listing = _inspect(kernel, triton.knobs.nvidia.nvdisasm.path, "-c")
+    return _parse(listing.splitlines(), _SASS_LABEL, _SASS)
 
 
 def _inspect(kernel: Any, *command: str) -> str:
@@ -112,15 +125,19 @@ def _inspect(kernel: Any, *command: str) -> str:
         return subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def _widest(opcodes: Iterable[str]) -> int:
-    """Bits of the widest of accesses such as LDG.E.U8, STG.E, LDGSTS.E.BYPASS.128."""
+def _nvidia_bits(code: Iterable[Instruction | str], kind: str) -> set[int]:
+    """Bits of accesses such as LDG.E.U8, STG.E, LDGSTS.E.BYPASS.128."""
 
     def bits(opcode: str) -> int:
         parts = opcode.split(".")[1:]
         sizes = [int(p.lstrip("US")) for p in parts if re.fullmatch(r"[US]?(8|16|64|128|256)", p)]
         return max(sizes, default=32)
 
-    return max(map(bits, opcodes), default=0)
+    return {
+        bits(i.opcode)
+        for i in code
+        if isinstance(i, Instruction) and re.match(kind, i.opcode) and i.opcode != "LDGDEPBAR"  # which waits for loads
+    }
 
 
 # AMD: the assembly that LLVM wrote -----------------------------------------------------------------------------------
@@ -142,21 +159,25 @@ def _amd_resources(kernel: Any) -> Resources:
 
 
 def _amd(kernel: Any) -> Figures:
-    code = _parse(kernel.asm["amdgcn"].splitlines(), _GCN_LABEL, _GCN)
+    code = _amd_code(kernel)
     body = _main_body(code, re.compile(r"s_c?branch"), re.compile(r"(\.LBB\d+_\d+)"), _GCN_MATRIX)
-    instructions = [i for i in code if isinstance(i, Instruction)]
-
-    def widest(kind: str) -> int:
-        opcodes = [i.opcode for i in instructions if re.match(rf"(global|buffer|flat)_{kind}", i.opcode)]
-        return max((next(b for n, b in _GCN_BITS.items() if n in o) for o in opcodes), default=0)
-
     return Figures(
         **dataclasses.asdict(_amd_resources(kernel)),
         body=len(body),
         body_matrix=sum(bool(_GCN_MATRIX.match(i.opcode)) for i in body),
-        load_bits=widest("load"),
-        store_bits=widest("store"),
+        load_bits=max(_amd_bits(code, "load"), default=0),
+        store_bits=max(_amd_bits(code, "store"), default=0),
     )
+
+
+def _amd_code(kernel: Any) -> list[Instruction | str]:
+    return _parse(kernel.asm["amdgcn"].splitlines(), _GCN_LABEL, _GCN)
+
+
+def _amd_bits(code: Iterable[Instruction | str], kind: str) -> set[int]:
+    opcodes = [i.opcode for i in code if isinstance(i, Instruction)]
+    accesses = [o for o in opcodes if re.match(rf"(global|buffer|flat)_{kind}", o)]
+    return {next(bits for name, bits in _GCN_BITS.items() if name in o) for o in accesses}
 
 
 # Either --------------------------------------------------------------------------------------------------------------

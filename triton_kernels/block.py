@@ -27,6 +27,7 @@ from triton_kernels.launch import (
 )
 from triton_kernels.pool_max import max_pool_scatter
 from triton_kernels.tiles import split_pixel, split_tap, store_pixels
+from triton_kernels.tuning import tuned
 
 # The winner of a window in which no element is positive: more than the taps of any window.
 DEAD = 255
@@ -141,17 +142,18 @@ def block_fprop(
         return y, winner
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
     taps = triton.next_power_of_2(product(geometry.pool))
-    wide = needs_int64(x, w, y, slack=max(taps, 64) * y.shape[1])
-    # Offsets of 64 bits take the registers of half a tile's columns.
-    tile = configs.product_tile(x.dtype, min(outputs, 32) if wide else outputs)
-    rows = max(tile.m, taps)
-    windows = triton.cdiv(x.shape[0] * product(pooled), rows // taps)
-    grid = (windows * triton.cdiv(outputs, tile.n), geometry.groups)
-    with on_device_of(x):
+    wide = needs_int64(x, w, y, slack=max(taps, configs.MOST_ROWS) * y.shape[1])
+    x, w = x.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    bias = bias if bias is None else bias.contiguous()
+
+    def launch(tile: configs.Tile) -> None:
+        rows = max(tile.m, taps)
+        windows = triton.cdiv(x.shape[0] * product(pooled), rows // taps)
+        grid = (windows * triton.cdiv(outputs, tile.n), geometry.groups)
         block_fprop_kernel[grid](
-            x.contiguous(memory_format=memory_format),
-            w.contiguous(memory_format=memory_format),
-            bias if bias is None else bias.contiguous(),
+            x,
+            w,
+            bias,
             y,
             winner,
             N=x.shape[0],
@@ -173,6 +175,12 @@ def block_fprop(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+    with on_device_of(x):
+        # Offsets of 64 bits take the registers of half a tile's columns.
+        default = configs.product_tile(x.dtype, min(outputs, 32) if wide else outputs)
+        details = {"pool": geometry.pool, "format": memory_format}
+        tuned("block_fprop", x, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, **details)
     return y, winner
 
 

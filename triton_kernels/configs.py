@@ -36,6 +36,9 @@ PRODUCT_TILES: dict[int, tuple[Tile, ...]] = {
     8: (Tile(32, 16, 16, 4, 2),),
 }
 
+# Rows of the tallest of them.
+MOST_ROWS = 64
+
 # Tiles of wgrad by bytes per element: few rows (output channels), more columns (channels · taps), a long reduction.
 GRADIENT_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(16, 32, 64, 4, 3), Tile(64, 64, 32, 4, 3)),
@@ -80,6 +83,10 @@ def split(pixels: int, rows: int, columns: int, groups: int) -> tuple[int, int]:
     most = max(1, SPLIT_PROGRAMS // tiles) if tiles else 1
     length = max(1, -(-pixels // (most * SPLIT_LENGTH))) * SPLIT_LENGTH
     return max(1, -(-pixels // length)), length
+
+
+def is_forced() -> bool:
+    return _forced.get() is not None
 
 
 @contextlib.contextmanager

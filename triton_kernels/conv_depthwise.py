@@ -13,6 +13,7 @@ from triton_kernels import configs
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     cover,
     elementwise,
     is_channels_last,
@@ -306,5 +307,6 @@ def depthwise_wgrad(
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
         add_splits(partial, w, bias)

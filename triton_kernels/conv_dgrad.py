@@ -25,6 +25,7 @@ from triton_kernels.launch import (
     three,
 )
 from triton_kernels.tiles import load_gradient, split_pixel, split_tap, store_pixels, window_offset
+from triton_kernels.tuning import tuned
 
 
 @triton.jit
@@ -108,6 +109,8 @@ def conv_dgrad_kernel(
     i_d, i_h, i_w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
     m_m, m_n = (n < N) & (i_d < ID) & (i_h < IH) & (i_w < IW), o_n < C
 
+    # The lanes of a warp lie along the last dimension: what is innermost in memory comes last, and is turned round.
+    PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
     acc = tl.zeros([BM, BN], dtype=ACC)
     BLOCKS: tl.constexpr = (O + BK - 1) // BK
     taps = taps_d * taps_h * taps_w
@@ -119,16 +122,19 @@ def conv_dgrad_kernel(
             o = step % BLOCKS * BK + tl.arange(0, BK)
             tap, m_k = tl.full([1], 0, tl.int32) + step // BLOCKS, o < O
         td, th, tw = tap // (taps_w * taps_h), tap // taps_w % taps_h, tap % taps_w
-        od = (qd + od0)[:, None] - (td * (STEP[0] * DILATION[0] // STRIDE[0]))[None, :]
-        oh = (qh + oh0)[:, None] - (th * (STEP[1] * DILATION[1] // STRIDE[1]))[None, :]
-        ow = (qw + ow0)[:, None] - (tw * (STEP[2] * DILATION[2] // STRIDE[2]))[None, :]
+        back_d = tl.expand_dims(td * (STEP[0] * DILATION[0] // STRIDE[0]), 1 - PIXELS)
+        back_h = tl.expand_dims(th * (STEP[1] * DILATION[1] // STRIDE[1]), 1 - PIXELS)
+        back_w = tl.expand_dims(tw * (STEP[2] * DILATION[2] // STRIDE[2]), 1 - PIXELS)
+        od = tl.expand_dims(qd + od0, PIXELS) - back_d
+        oh = tl.expand_dims(qh + oh0, PIXELS) - back_h
+        ow = tl.expand_dims(qw + ow0, PIXELS) - back_w
         m_g = (od >= 0) & (od < OD) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
-        m_g = m_g & m_m[:, None] & m_k[None, :]
+        m_g = m_g & tl.expand_dims(m_m, PIXELS) & tl.expand_dims(m_k, 1 - PIXELS)
         g = load_gradient(
             p_g,
             p_winner,
-            n[:, None],
-            (group * O + o)[None, :],
+            tl.expand_dims(n, PIXELS),
+            tl.expand_dims(group * O + o, 1 - PIXELS),
             od,
             oh,
             ow,
@@ -139,7 +145,8 @@ def conv_dgrad_kernel(
             m_g,
             POOL,
             CHANNELS_LAST,
-        )  # [BM, BK]
+        )
+        g = g if CHANNELS_LAST else tl.trans(g)  # [BM, BK]
         k_w = ((kd0 + td * STEP[0]) * KERNEL[1] + kh0 + th * STEP[1]) * KERNEL[2] + kw0 + tw * STEP[2]
         o_w = (group * O + o).to(first.dtype)[:, None] * (C * TAPS) + window_offset(
             o_n[None, :], k_w[:, None], C, TAPS, CHANNELS_LAST
@@ -177,19 +184,23 @@ def launch_dgrad(
     if is_depthwise(w, geometry):
         depthwise_dgrad(g, winner, w, bias, x, geometry, pool, memory_format)
         return x
-    tile = configs.product_tile(g.dtype, channels)
     arguments = lifted(geometry)
     strides, dilations = arguments["STRIDE"], arguments["DILATION"]
     sizes = (arguments["ID"], arguments["IH"], arguments["IW"])
     class_pixels = g.shape[0] * product(triton.cdiv(size, s) for size, s in zip(sizes, strides))
-    row_tiles = triton.cdiv(class_pixels, tile.m)
-    grid = (product(strides) * row_tiles * triton.cdiv(channels, tile.n), geometry.groups)
-    with on_device_of(g):
+    wide = needs_int64(g, w, x, slack=configs.MOST_ROWS * product(strides) * x.shape[1])
+    g, w = g.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
+    bias = bias if bias is None else bias.contiguous()
+
+    def launch(tile: configs.Tile) -> None:
+        row_tiles = triton.cdiv(class_pixels, tile.m)
+        grid = (product(strides) * row_tiles * triton.cdiv(channels, tile.n), geometry.groups)
         conv_dgrad_kernel[grid](
-            g.contiguous(memory_format=memory_format),
-            winner if winner is None else winner.contiguous(memory_format=memory_format),
-            w.contiguous(memory_format=memory_format),
-            bias if bias is None else bias.contiguous(),
+            g,
+            winner,
+            w,
+            bias,
             x,
             N=g.shape[0],
             **arguments,
@@ -200,7 +211,7 @@ def launch_dgrad(
             STEP=tuple(s // math.gcd(s, d) for s, d in zip(strides, dilations)),
             CHANNELS_LAST=is_channels_last(memory_format),
             FLAT=outputs < configs.TAP_BY_TAP,
-            WIDE=needs_int64(g, w, x, slack=tile.m * product(strides) * x.shape[1]),
+            WIDE=wide,
             PRECISION=dot_precision(g),
             ACC=accumulator(g.dtype),
             BM=tile.m,
@@ -209,4 +220,9 @@ def launch_dgrad(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+    with on_device_of(g):
+        default = configs.product_tile(g.dtype, channels)
+        details = {"pool": pool, "format": memory_format}
+        tuned("conv_dgrad", g, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, **details)
     return x

@@ -29,6 +29,7 @@ from triton_kernels.tiles import (
     store_pixels,
     window_offset,
 )
+from triton_kernels.tuning import tuned
 
 
 @triton.jit
@@ -68,17 +69,39 @@ def fprop_tile(
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     group, groups = tl.program_id(1), tl.num_programs(1)
     m_m, m_n = n < N, o_n < O
+    # The lanes of a warp lie along the last dimension: what is innermost in memory comes last, and is turned round.
+    PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
     acc = tl.zeros([BM, BN], dtype=ACC)
     STEPS: tl.constexpr = (C * TAPS + BK - 1) // BK if FLAT else TAPS * ((C + BK - 1) // BK)
     for step in range(STEPS):
         c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
-        kd, kh, kw = split_tap(tap[None, :], KERNEL)
+        kd, kh, kw = split_tap(tl.expand_dims(tap, 1 - PIXELS), KERNEL)
         pixel, m_x = input_pixel(
-            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
-        )  # [BM, BK] or [BM, 1]
-        m_x = m_x & m_m[:, None] & m_k[None, :]
-        o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
-        x = tl.load(p_x + o_x, mask=m_x, other=0.0)  # [BM, BK]
+            tl.expand_dims(od, PIXELS),
+            tl.expand_dims(oh, PIXELS),
+            tl.expand_dims(ow, PIXELS),
+            kd,
+            kh,
+            kw,
+            ID,
+            IH,
+            IW,
+            STRIDE,
+            PADDING,
+            DILATION,
+            MODE,
+        )
+        m_x = m_x & tl.expand_dims(m_m, PIXELS) & tl.expand_dims(m_k, 1 - PIXELS)
+        o_x = channel_offset(
+            tl.expand_dims(n, PIXELS),
+            tl.expand_dims(group * C + c, 1 - PIXELS),
+            pixel,
+            groups * C,
+            ID * IH * IW,
+            CHANNELS_LAST,
+        )
+        x = tl.load(p_x + o_x, mask=m_x, other=0.0)
+        x = x if CHANNELS_LAST else tl.trans(x)  # [BM, BK]
         o_w = (group * O + o_n)[None, :] * (C * TAPS) + window_offset(c, tap, C, TAPS, CHANNELS_LAST)[:, None]
         w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -174,14 +197,17 @@ def conv_fprop(
         depthwise_fprop(x, w, bias, y, geometry, memory_format)
         return y
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
-    tile = configs.product_tile(x.dtype, outputs)
     pixels = x.shape[0] * product(geometry.output)
-    grid = (triton.cdiv(pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
-    with on_device_of(x):
+    wide = needs_int64(x, w, y, slack=configs.MOST_ROWS * y.shape[1])
+    x, w = x.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    bias = bias if bias is None else bias.contiguous()
+
+    def launch(tile: configs.Tile) -> None:
+        grid = (triton.cdiv(pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
         conv_fprop_kernel[grid](
-            x.contiguous(memory_format=memory_format),
-            w.contiguous(memory_format=memory_format),
-            bias if bias is None else bias.contiguous(),
+            x,
+            w,
+            bias,
             y,
             N=x.shape[0],
             **lifted(geometry),
@@ -190,7 +216,7 @@ def conv_fprop(
             O=outputs,
             CHANNELS_LAST=is_channels_last(memory_format),
             FLAT=channels < configs.TAP_BY_TAP,
-            WIDE=needs_int64(x, w, y, slack=tile.m * outputs * geometry.groups),
+            WIDE=wide,
             PRECISION=dot_precision(x),
             ACC=accumulator(x.dtype),
             BM=tile.m,
@@ -199,4 +225,8 @@ def conv_fprop(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+    with on_device_of(x):
+        default = configs.product_tile(x.dtype, outputs)
+        tuned("conv_fprop", x, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, format=memory_format)
     return y

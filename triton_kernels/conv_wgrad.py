@@ -14,6 +14,7 @@ from triton_kernels.conv_depthwise import depthwise_wgrad, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
@@ -25,6 +26,7 @@ from triton_kernels.launch import (
 )
 from triton_kernels.splits import add_splits, partial_sums
 from triton_kernels.tiles import advance, channel_offset, input_pixel, load_gradient, split_pixel, split_tap
+from triton_kernels.tuning import tuned
 
 
 @triton.jit
@@ -73,55 +75,48 @@ def conv_wgrad_kernel(
     pid, group, groups, split = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     o_m = pid % ROW_TILES * BM + tl.arange(0, BM)  # [BM]
     o_n = pid // ROW_TILES * BN + tl.arange(0, BN)  # [BN]
-    m_m, m_n = o_m < O, o_n < C * TAPS
     if CHANNELS_LAST:
         c, tap = o_n % C, o_n // C
     else:
         c, tap = o_n // TAPS, o_n % TAPS
-    kd, kh, kw = split_tap(tap[None, :], KERNEL)  # [1, BN]
 
-    # The lanes of a warp lie along the last dimension: what is innermost in memory comes last, and is turned round.
+    # The lanes of a warp lie along the last dimension: channels or pixels, whichever are neighbours in memory.
     PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
+    o = tl.expand_dims(group * O + o_m, 1 - PIXELS)
+    m_m = tl.expand_dims(o_m < O, 1 - PIXELS)
+    c = tl.expand_dims(group * C + c, 1 - PIXELS)
+    kd, kh, kw = split_tap(tl.expand_dims(tap, 1 - PIXELS), KERNEL)
+    m_n = tl.expand_dims(o_n < C * TAPS, 1 - PIXELS)
+
     acc = tl.zeros([BM, BN], dtype=ACC)
     acc_bias = tl.zeros([BM], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
-    n, od, oh, ow = split_pixel(start, tl.arange(0, BK), OD, OH, OW)  # [BK]
+    k_n, k_d, k_h, k_w = split_pixel(start, tl.arange(0, BK), OD, OH, OW)  # [BK]
     step_n, step_d, step_h, step_w = split_pixel(BK, tl.zeros([1], tl.int32), OD, OH, OW)
     for _ in range(0, LENGTH, BK):
+        n, od = tl.expand_dims(k_n, PIXELS), tl.expand_dims(k_d, PIXELS)
+        oh, ow = tl.expand_dims(k_h, PIXELS), tl.expand_dims(k_w, PIXELS)
         m_k = n < N
         g = load_gradient(
-            p_g,
-            p_winner,
-            tl.expand_dims(n, PIXELS),
-            tl.expand_dims(group * O + o_m, 1 - PIXELS),
-            tl.expand_dims(od, PIXELS),
-            tl.expand_dims(oh, PIXELS),
-            tl.expand_dims(ow, PIXELS),
-            groups * O,
-            OD,
-            OH,
-            OW,
-            tl.expand_dims(m_m, 1 - PIXELS) & tl.expand_dims(m_k, PIXELS),
-            POOL,
-            CHANNELS_LAST,
-        )
-        g = tl.trans(g) if CHANNELS_LAST else g  # [BM, BK]
-        pixel, m_x = input_pixel(
-            od[:, None], oh[:, None], ow[:, None], kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE
-        )  # [BK, BN]
-        o_x = channel_offset(n[:, None], (group * C + c)[None, :], pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
-        x = tl.load(p_x + o_x, mask=m_x & m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
-        acc = tl.dot(g, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            p_g, p_winner, n, o, od, oh, ow, groups * O, OD, OH, OW, m_m & m_k, POOL, CHANNELS_LAST
+        )  # pixels [BK], outputs [BM]
+        pixel, m_x = input_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE)
+        o_x = channel_offset(n, c, pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
+        x = tl.load(p_x + o_x, mask=m_x & m_k & m_n, other=0.0)  # pixels [BK], columns [BN]
+        if CHANNELS_LAST:
+            acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION, out_dtype=ACC)
+        else:
+            acc = tl.dot(g, tl.trans(x), acc, input_precision=PRECISION, out_dtype=ACC)
         if BIAS:
-            acc_bias += tl.sum(g.to(ACC), axis=1)
-        n, od, oh, ow = advance(n, od, oh, ow, step_n, step_d, step_h, step_w, OD, OH, OW)
+            acc_bias += tl.sum(g.to(ACC), axis=1 - PIXELS)
+        k_n, k_d, k_h, k_w = advance(k_n, k_d, k_h, k_w, step_n, step_d, step_h, step_w, OD, OH, OW)
 
     weights = groups * O * C * TAPS
     p_partial += split.to(tl.int64) * (weights + groups * O if BIAS else weights)
-    row = group * O + o_m
-    tl.store(p_partial + row[:, None] * (C * TAPS) + o_n[None, :], acc, mask=m_m[:, None] & m_n[None, :])
+    row, m_row, m_column = group * O + o_m, o_m < O, o_n < C * TAPS
+    tl.store(p_partial + row[:, None] * (C * TAPS) + o_n[None, :], acc, mask=m_row[:, None] & m_column[None, :])
     if BIAS:
-        tl.store(p_partial + weights + row, acc_bias, mask=m_m & (pid < ROW_TILES))
+        tl.store(p_partial + weights + row, acc_bias, mask=m_row & (pid < ROW_TILES))
 
 
 def conv_wgrad(
@@ -148,34 +143,44 @@ def launch_wgrad(
         depthwise_wgrad(x, g, winner, w, bias, geometry, pool, memory_format)
         return w, bias
     pixels, columns = g.shape[0] * product(geometry.output), channels * product(geometry.kernel)
-    tile = configs.gradient_tile(g.dtype, outputs)
     splits, length = configs.split(pixels, outputs, columns, geometry.groups)
     partial = partial_sums(splits, w, bias)
-    grid = (triton.cdiv(outputs, tile.m) * triton.cdiv(columns, tile.n), geometry.groups, splits)
+    if w.numel() == 0:
+        return w, bias
+    wide = needs_int64(x, g, slack=splits * length * max(x.shape[1], g.shape[1]))
+    x, g = x.contiguous(memory_format=memory_format), g.contiguous(memory_format=memory_format)
+    winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
+
+    def launch(tile: configs.Tile) -> None:
+        conv_wgrad_kernel[triton.cdiv(outputs, tile.m) * triton.cdiv(columns, tile.n), geometry.groups, splits](
+            x,
+            g,
+            winner,
+            partial,
+            N=g.shape[0],
+            **lifted(geometry),
+            MODE=geometry.padding_mode,
+            LENGTH=length,
+            C=channels,
+            O=outputs,
+            BIAS=with_bias,
+            POOL=three(pool, 1),
+            CHANNELS_LAST=is_channels_last(memory_format),
+            WIDE=wide,
+            PRECISION=dot_precision(g),
+            ACC=accumulator(g.dtype),
+            BM=tile.m,
+            BN=tile.n,
+            BK=tile.k,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            **all_registers(),
+        )
+
     with on_device_of(g):
-        if grid[0]:
-            conv_wgrad_kernel[grid](
-                x.contiguous(memory_format=memory_format),
-                g.contiguous(memory_format=memory_format),
-                winner if winner is None else winner.contiguous(memory_format=memory_format),
-                partial,
-                N=g.shape[0],
-                **lifted(geometry),
-                MODE=geometry.padding_mode,
-                LENGTH=length,
-                C=channels,
-                O=outputs,
-                BIAS=with_bias,
-                POOL=three(pool, 1),
-                CHANNELS_LAST=is_channels_last(memory_format),
-                WIDE=needs_int64(x, g, slack=splits * length * max(x.shape[1], g.shape[1])),
-                PRECISION=dot_precision(g),
-                ACC=accumulator(g.dtype),
-                BM=tile.m,
-                BN=tile.n,
-                BK=tile.k,
-                num_warps=tile.warps,
-                num_stages=tile.stages,
-            )
-            add_splits(partial, w, bias)
+        # Offsets of 64 bits take the registers of most rows of float32, whose products have their operands in them.
+        default = configs.gradient_tile(g.dtype, 1 if wide and g.dtype is torch.float32 else outputs)
+        details = {"pool": pool, "format": memory_format, "bias": with_bias}
+        tuned("conv_wgrad", g, w.shape, geometry, configs.GRADIENT_TILES, default, launch, wide, **details)
+        add_splits(partial, w, bias)
     return w, bias

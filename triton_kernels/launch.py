@@ -153,6 +153,15 @@ def warps(threads: int) -> int:
     return threads // (64 if torch.version.hip else 32)
 
 
+def all_registers() -> dict[str, int]:
+    """A launch option for wgrad, on NVIDIA: up to 255 registers a thread.
+
+    Told no number, ptxas spills a register or two where that lets one more block run on a multiprocessor.  The splits
+    are two blocks for each, which have room for all registers.
+    """
+    return {} if torch.version.hip else {"maxnreg": 255}
+
+
 def is_channels_last(memory_format: torch.memory_format) -> bool:
     return memory_format in (torch.channels_last, torch.channels_last_3d)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import triton_kernels
 from benchmarks.offline import compiling_for
-from benchmarks.static import resources
+from benchmarks.static import access_bits, resources
 from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
 from triton_kernels import configs
 
@@ -83,6 +83,9 @@ def conv_cases(target: str) -> Iterator[Case]:
         "circular": Conv(64, 3, 7, (28, 28), (5, 5), padding=2, padding_mode="circular"),
         "odd_channels": Conv(64, 37, 53, (29, 31), (3, 3), padding=1),
     }
+    for dtype in (torch.float16, torch.float32):
+        for name in (*CONV, *BLOCK):
+            yield conv_case(name, dtype, Conv(64, 6, 16, (14, 14), (5, 5)), "contiguous", bias=True, note="LeNet")
     for dtype in (torch.float16, torch.float64):
         for branch, conv in branches.items():
             for name in CONV if conv.padding_mode == "zeros" else ("conv_fprop", "conv_wgrad"):
@@ -208,6 +211,32 @@ def launch_pools(
         triton_kernels.fractional_max_pool(x, starts, fractional, memory_format)
 
 
+def aligned_cases() -> Iterator[Case]:
+    """Half precision, channels innermost and a multiple of 16, no bias: what 16 bytes of can be moved at a time."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for name in (*CONV, *BLOCK):
+            yield conv_case(name, dtype, Conv(64, 64, 64, (28, 28), (3, 3), padding=1), "channels_last")
+            if dtype is torch.bfloat16:
+                continue  # of the same size: one layer is enough to see it
+            strided = Conv(64, 64, 128, (28, 28), (3, 3), stride=2, padding=1)
+            yield conv_case(name, dtype, strided, "channels_last", note="strided")
+            if name != "block_fprop":  # a matrix product of one channel, whatever the groups
+                depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
+                yield conv_case(name, dtype, depthwise, "channels_last", note="depthwise")
+        yield pool_case("2x2", dtype, ((64, 64, 32, 32), (2, 2, 2, 0, 1, False)), "channels_last")
+
+
+def accesses(target: str) -> Iterator[dict[str, Any]]:
+    """Widths of the loads and stores of each kernel that an aligned case compiles."""
+    for case in aligned_cases():
+        with compiling_for(target) as kernels:
+            case.launch()
+        for compiled in kernels:
+            loads, stores = access_bits(compiled.kernel)
+            labels = {"case": case.name, "dtype": case.dtype, "aligned": compiled.name}
+            yield {**labels, "loads": sorted(loads), "stores": sorted(stores)}
+
+
 def results(target: str) -> Iterator[dict[str, Any]]:
     """For each kernel that a case compiles, its switches and resources; for a case that fails, the error."""
     seen: set[str] = set()
@@ -232,5 +261,5 @@ def results(target: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for result in results(sys.argv[1]):
+    for result in (*results(sys.argv[1]), *accesses(sys.argv[1])):
         print(json.dumps(result), flush=True)

@@ -13,6 +13,23 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # What has no matrix instruction: float32 on NVIDIA, unless the user allows TF32.
 NO_MATRIX = {("sm_80", "float32"), ("sm_90", "float32"), ("sm_100", "float32")}
 
+# What of an aligned channels_last operand in half precision goes by fewer than 16 bytes, in bits, and why.
+NARROW = {
+    # A weight [channels, taps]: the channels of one tap lie apart.  It is small, and stays in the cache.
+    ("depthwise_fprop_kernel", "loads"): {16},
+    ("depthwise_dgrad_kernel", "loads"): {16},
+    # Partial sums of such a weight, likewise.
+    ("depthwise_wgrad_kernel", "stores"): {32},
+    # Four halves, of 16 bytes of sums.
+    ("add_splits_kernel", "stores"): {64},
+    # Every channel has a winner, or a window, of its own: neighbours lie anywhere.
+    ("max_pool_gather_kernel", "loads"): {16},
+    ("fractional_max_pool_kernel", "loads"): {16},
+}
+WINNERS = 64  # a byte for each of the eight elements that go at a time
+# On AMD the compiler stores products as the matrix instruction leaves them: four elements a lane.
+AMD_PRODUCTS = ("conv_fprop_kernel", "conv_dgrad_kernel", "block_fprop_kernel")
+
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_compile(target):
@@ -27,14 +44,20 @@ def test_compile(target):
         return f"{target} {r['dtype']} {r['case']} {r.get('kernel', '')}: {what}"
 
     bad = [complaint(r, r["error"]) for r in results if "error" in r]
-    # Where registers are just above a number that lets one more block run, ptxas may spill one to get below it: the
-    # mend is to need fewer.
+    # Where registers are just above a number that lets one more block run, ptxas may spill one to get below it.  Mends
+    # are to need fewer, or `all_registers`.
     spilling = [r for r in compiled if r["stack"]]
     bad += [complaint(r, f"{r['stack']} bytes of stack, {r['registers']} registers") for r in spilling]
     for r in compiled:
         multiplies = r["kernel"].startswith(("conv", "block"))  # not the depthwise ones
         if multiplies and not r["matrix"] and (target, r["dtype"]) not in NO_MATRIX:
             bad.append(complaint(r, "no matrix instruction"))
+    aligned = [r for r in results if "aligned" in r]
+    for r in aligned:
+        for kind in ("loads", "stores"):
+            if not_wide := narrow(target, r, kind):
+                bad.append(complaint(r, f"{r['aligned']} {kind} {sorted(not_wide)} bits at a time"))
+    assert aligned
     assert not bad, "\n".join([f"{len(bad)} of {len(compiled)} kernels", *bad])
 
     # The cases reach both sides of every branch that a kernel is compiled with.
@@ -44,3 +67,17 @@ def test_compile(target):
             values[r["kernel"], name].add(value)
     one_sided = {key: both for key, both in values.items() if both in ({True}, {False})}
     assert not one_sided
+
+
+def narrow(target, r, kind):
+    """The widths below 16 bytes that nothing excuses; 0 if there is no access of 16 bytes where there should be."""
+    kernel, widths = r["aligned"], set(r[kind])
+    excused = set(NARROW.get((kernel, kind), ()))
+    if r["case"].startswith(("block", "pool")):
+        excused.add(WINNERS)
+    if target == "gfx942" and kind == "stores" and kernel in AMD_PRODUCTS:
+        excused |= {64, 32}  # and four winners
+        widths.add(128)
+    if (kernel, kind) in NARROW and ("depthwise" not in kernel or kind == "stores"):
+        widths.add(128)  # nothing but what is excused
+    return widths - {128} - excused or ({128} - widths and {0})
