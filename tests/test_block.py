@@ -50,12 +50,30 @@ def test_equals_the_three(device, case, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_is_its_parts_bit_for_bit(dtype):
-    """What the block rounds, it rounds where its parts round, so that the same element wins."""
-    x, w, bias = operands((2, 3, 10, 11), (5, 3, 3, 3), dtype)
+@pytest.mark.parametrize("outputs", [5, 100])
+def test_is_its_parts(dtype, outputs):
+    """What the block rounds, it rounds where its parts round; sums alone may be taken in another order."""
+    x, w, bias = operands((2, 3, 10, 11), (outputs, 3, 3, 3), torch.float64)
+    # Numbers whose sums are exact: every bit is the same.
+    x, w, bias = ((t * 4).round().div(4).to(dtype) for t in (x, w, bias))
     y = torchconv.functional.conv2d(x, w, bias, padding=1)
     parts = torchconv.functional.max_pool2d(torch.relu(y), 2)
     assert torch.equal(conv_relu_max_pool2d(x, w, bias, padding=1), parts)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("where", ["x", "g"])
+def test_infinity_stays_in_its_windows(value, where):
+    """Where taps are computed by a common patch, a zero of another tap's weight must not meet an infinity."""
+    x, w, bias = operands((2, 3, 12, 12), (4, 3, 3, 3), torch.float64)
+    g = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    (x[1, 2] if where == "x" else g[1, 2])[2, 3] = value
+    results = []
+    for function in (conv_relu_max_pool2d, lambda *t: F.max_pool2d(F.relu(F.conv2d(*t)), 2)):
+        leaves = [leaf(t) for t in (x, w, bias)]
+        y = function(*leaves)
+        results.append((y, *torch.autograd.grad(y, leaves, g)))
+    torch.testing.assert_close(*results, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

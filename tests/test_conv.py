@@ -1,5 +1,6 @@
 """Convolution and transposed convolution against torch.nn.functional: values, gradients, dtypes, layouts, formats."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,7 +26,9 @@ from support import (
 )
 from torch import Tensor
 
+from torchconv import functional
 from torchconv.eager import conv as eager_conv
+from torchconv.eager import windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -464,3 +467,33 @@ def test_padding_mode_beyond_the_input():
 @pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
 def test_signature(name):
     assert signature(name) == torchs_signature(name)
+
+
+# Memory that is kept between calls ------------------------------------------------------------------------------------
+
+
+def test_inference_before_training():
+    """What an inference call leaves behind, a training call uses."""
+    x, w = torch.randn(2, 3, 7, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    windows._memory.kept.clear()
+    with torch.inference_mode():
+        functional.conv2d(x, w)
+    leaf_w = leaf(w)
+    y = functional.conv2d(x, leaf_w)
+    [gradient] = torch.autograd.grad(y.sum(), leaf_w)
+    expected, gradients = reference("conv2d", {"input": x, "weight": w})
+    assert_close(y, expected, 27)
+    assert_close(gradient, gradients["weight"], 50)
+
+
+def test_threads_do_not_share_it():
+    """Each of four threads gets its own results, over and over."""
+    xs = torch.randn(4, 2, 3, 9, 9, dtype=torch.float64)
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    expected = [F.conv2d(x, w) for x in xs]
+
+    def work(number):
+        return all(torch.allclose(functional.conv2d(xs[number], w), expected[number]) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))

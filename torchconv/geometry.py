@@ -203,6 +203,14 @@ class BlockGeometry(ConvGeometry):
     def of_conv_alone(self) -> ConvGeometry:
         return ConvGeometry(*(getattr(self, name) for name in fields_of(ConvGeometry)))  # type: ignore[call-overload]
 
+    def of_patches(self) -> ConvGeometry:
+        """The convolution whose windows are all that a pooling window sees, and whose output is the pooled one."""
+        steps = list(zip(self.stride, self.pool))
+        sizes = zip(steps, self.kernel, self.dilation)
+        kernel = tuple((k - 1) * d + 1 + (p - 1) * s for (s, p), k, d in sizes)
+        stride, ones = tuple(s * p for s, p in steps), (1,) * self.rank
+        return ConvGeometry(self.input, self.pooled, kernel, stride, self.padding, ones, self.groups)
+
     def of_pool_alone(self) -> PoolGeometry:
         ones, zeros = (1,) * self.rank, (0,) * self.rank
         return PoolGeometry(self.output, self.pooled, self.pool, self.pool, zeros, ones, False)
