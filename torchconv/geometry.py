@@ -24,6 +24,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 def is_integer(value: object) -> bool:
     """Whether `value` counts as an integer argument: as for torch, a bool does not, and an array only if it is one."""
+    if type(value) is int:
+        return True
     if isinstance(value, int):
         return not isinstance(value, bool)
     if hasattr(value, "node"):  # a symbolic size (torch.SymInt, while tracing)
@@ -37,6 +39,8 @@ def is_integer(value: object) -> bool:
 
 def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
     """`value` as `rank` integers: an int or a sequence of one is repeated, as torch does."""
+    if type(value) is int:  # most calls; what follows takes a microsecond
+        return (value,) * rank
     if isinstance(value, Sequence) and not isinstance(value, str):
         values = tuple(value)
         if len(values) == 1:

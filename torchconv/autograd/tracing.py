@@ -6,21 +6,24 @@ import functools
 from typing import Any
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 
 class Direct:
     """A base, to stand before `Function`, of Functions that have a `setup_context`: a shorter way to call them.
 
     Of such a Function torch looks up the signature at every call, to fill in defaults, which took longer than all else
-    of a call on a small input.  Only `torch.func` has to have the two halves of the forward pass apart.
+    of a call on a small input.  Only `torch.func` has to have the two halves of the forward pass apart.  And where no
+    derivative is wanted, as in most backward passes, the forward pass is all there is to do.
     """
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
+        function: Any = cls
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)  # type: ignore[misc]
-        function: Any = cls
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return function.forward(*args)
         return _joined(function).apply(*args)
 
 
