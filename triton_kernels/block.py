@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from triton_kernels import configs
-from triton_kernels.conv_dgrad import conv_dgrad, launch_dgrad
+from triton_kernels.conv_dgrad import launch_dgrad
 from triton_kernels.conv_fprop import fprop_tile
-from triton_kernels.conv_wgrad import conv_wgrad, launch_wgrad
+from triton_kernels.conv_wgrad import launch_wgrad
 from triton_kernels.launch import (
     BlockGeometry,
     accumulator,
@@ -25,7 +23,6 @@ from triton_kernels.launch import (
     product,
     three,
 )
-from triton_kernels.pool_max import max_pool_scatter
 from triton_kernels.tiles import split_pixel, split_tap, store_pixels
 from triton_kernels.tuning import tuned
 
@@ -188,34 +185,20 @@ def block_dgrad(
     g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, memory_format: torch.memory_format
 ) -> Tensor:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled], read through the winners."""
-    if g.dtype is torch.float64:
-        return conv_dgrad(_scattered(g, winner, geometry, memory_format), w, None, geometry, memory_format)
-    return launch_dgrad(g, winner, w, None, geometry, geometry.pool, memory_format)
+    return launch_dgrad(g, _loadable(winner, g), w, None, geometry, geometry.pool, memory_format)
 
 
 def block_wgrad(
     x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry, memory_format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
     """w̄ [O, C/groups, *kernel] and b̄ of the pooled gradient g [N, O, *pooled], read through the winners."""
-    if g.dtype is torch.float64:
-        return conv_wgrad(x, _scattered(g, winner, geometry, memory_format), with_bias, geometry, memory_format)
-    return launch_wgrad(x, g, winner, with_bias, geometry, geometry.pool, memory_format)
+    return launch_wgrad(x, g, _loadable(winner, g), with_bias, geometry, geometry.pool, memory_format)
 
 
-def _scattered(g: Tensor, winner: Tensor, geometry: BlockGeometry, memory_format: torch.memory_format) -> Tensor:
-    """The gradient of the convolution's output, written out: for float64 alone.
+def _loadable(winner: Tensor, g: Tensor) -> Tensor:
+    """The winners, for float64 as wide as the gradient.
 
-    Triton 3.8 lays out the operand of a float64 product by the narrowest load behind it, the winners', and then cannot
-    compile the product for sm_100.  Nobody trains in float64.
+    Triton 3.8 lays out the operand of a product by the narrowest load behind it, and has no product of float64 whose
+    operand is laid out for bytes.
     """
-    ones = (1,) * len(geometry.pool)
-    windows = SimpleNamespace(
-        input=geometry.output,
-        output=g.shape[2:],
-        kernel=geometry.pool,
-        stride=geometry.pool,
-        padding=(0,) * len(ones),
-        dilation=ones,
-        adaptive=False,
-    )
-    return max_pool_scatter(g, winner, windows, memory_format)
+    return winner.long() if g.dtype is torch.float64 else winner

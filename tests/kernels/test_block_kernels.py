@@ -8,7 +8,6 @@ from launches import BLOCK, DEVICE, DTYPES, Conv, checking, short, tiles_of
 from support import assert_close
 
 import triton_kernels
-from torchconv.eager import block as eager
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import pool as eager_pool
 from triton_kernels import configs
@@ -58,9 +57,10 @@ def forward_matches(conv, pool, dtype, memory_format, bias=True):
 
     x, w, b = whole_numbers(x, w, x if b is None else b)
     y, winner = triton_kernels.block_fprop(x, w, b if bias else None, geometry, memory_format)
-    expected = eager.fprop(*exact(x, w, b if bias else None), geometry, memory_format)
-    assert torch.equal(y.cpu().double(), expected[0])
-    assert torch.equal(winner.cpu(), expected[1])
+    z = eager_conv.fprop(*exact(x, w, b if bias else None), geometry.of_conv_alone(), torch.contiguous_format)
+    pooled, taps = eager_pool.max_pool(z, geometry.of_pool_alone(), torch.contiguous_format)
+    assert torch.equal(y.cpu().double(), pooled.relu())
+    assert torch.equal(winner.cpu(), taps.masked_fill(pooled <= 0, DEAD))
 
 
 def backward_matches(name, conv, pool, dtype, memory_format, bias=True):
@@ -68,13 +68,18 @@ def backward_matches(name, conv, pool, dtype, memory_format, bias=True):
     x, w, _ = conv.operands(dtype)
     size = (conv.batch, conv.outputs, *geometry.pooled)
     g, winner = torch.randn(size, device=DEVICE).to(dtype), random_winners(size, geometry.of_pool_alone().taps)
+    # One layer after the other: the gradient of the convolution's output is written out.
+    dead = winner.cpu() == DEAD
+    taps = winner.cpu().masked_fill(dead, 0)
+    full = exact(g)[0].masked_fill(dead, 0)
+    full = eager_pool.max_pool_scatter(full, taps, geometry.of_pool_alone(), torch.contiguous_format)
     with checking() as written:
         if name == "block_dgrad":
             results = [triton_kernels.block_dgrad(g, winner, w, geometry, memory_format)]
-            expected = [eager.dgrad(exact(g)[0], winner.cpu(), exact(w)[0], geometry, torch.contiguous_format)]
+            expected = [eager_conv.dgrad(full, *exact(w), None, geometry.of_conv_alone(), torch.contiguous_format)]
         else:
             results = triton_kernels.block_wgrad(x, g, winner, bias, geometry, memory_format)
-            expected = eager.wgrad(*exact(x, g), winner.cpu(), bias, geometry, torch.contiguous_format)
+            expected = eager_conv.wgrad(*exact(x), full, bias, geometry.of_conv_alone(), torch.contiguous_format)
         for result in results:
             written(result)
     for result, values in zip(results, expected):
@@ -90,8 +95,9 @@ def matches(name, conv, pool, dtype, memory_format, bias=True):
 
 
 @pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
-def test_every_tile(monkeypatch, name, dtype, tile):
+def test_every_tile(monkeypatch, name, dtype, tile, memory_format):
     """Two partial tiles along each axis."""
     monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
     conv = {
@@ -100,7 +106,7 @@ def test_every_tile(monkeypatch, name, dtype, tile):
         "block_wgrad": Conv(2, tile.n // 4 + 1, tile.m + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1),
     }[name]
     with configs.forced(tile):
-        matches(name, conv, (2, 2), dtype, torch.channels_last)
+        matches(name, conv, (2, 2), dtype, memory_format)
 
 
 CASES = {

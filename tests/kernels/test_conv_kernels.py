@@ -34,15 +34,16 @@ def two_tiles(name, tile, few):
 
 
 @pytest.mark.usefixtures("nan_filled")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("few", [True, False], ids=["few_channels", "many_channels"])
 @pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
-def test_every_tile(monkeypatch, name, dtype, tile, few):
+def test_every_tile(monkeypatch, name, dtype, tile, few, channels_last):
     monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
     conv = two_tiles(name, tile, few)
     x, w, g = conv.operands(dtype)
     bias = torch.randn(max(conv.channels, conv.outputs), device=DEVICE).to(dtype)
     with configs.forced(tile), checking() as written:
-        results = conv.launch(name, x, w, g, bias, conv.memory_format(channels_last=not few))
+        results = conv.launch(name, x, w, g, bias, conv.memory_format(channels_last))
         for result in results:
             written(result)
     for result, exact in zip(results, conv.exact(name, x, w, g, bias)):
