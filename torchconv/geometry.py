@@ -213,7 +213,7 @@ class BlockGeometry(ConvGeometry):
         sizes = zip(steps, self.kernel, self.dilation)
         kernel = tuple((k - 1) * d + 1 + (p - 1) * s for (s, p), k, d in sizes)
         stride, ones = tuple(s * p for s, p in steps), (1,) * self.rank
-        return ConvGeometry(self.input, self.pooled, kernel, stride, self.padding, ones, self.groups)
+        return ConvGeometry(self.input, self.pooled, kernel, stride, self.padding, ones, self.groups, self.padding_mode)
 
     def of_pool_alone(self) -> PoolGeometry:
         ones, zeros = (1,) * self.rank, (0,) * self.rank
