@@ -6,6 +6,7 @@ For models that exist already, `torchconv.convert(model)` changes their modules,
 convolution, ReLU and max pooling, and `with torchconv.override():` routes the functions that they call.
 """
 
+import importlib.metadata
 import sys
 
 from torchconv import functional, models, nn
@@ -17,5 +18,8 @@ from torchconv.override import override
 if "torch.utils.flop_counter" in sys.modules:
     from torchconv import flops  # noqa: F401
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("torchconv")  # that of the tag it was built from
+except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0"
 __all__ = ["Report", "backend", "convert", "functional", "fuse", "models", "nn", "override", "revert"]
