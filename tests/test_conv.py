@@ -27,7 +27,6 @@ from support import (
 from torch import Tensor
 
 from torchconv import functional
-from torchconv.eager import conv as eager_conv
 from torchconv.eager import windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
@@ -336,8 +335,9 @@ def test_same_bits_every_time(device, name):
 @pytest.mark.parametrize("chunk", [1, 300, 1000])
 @pytest.mark.parametrize("name", TYPICAL)
 def test_batch_in_chunks(name, chunk, monkeypatch):
-    """The eager products copy some samples of the im2col view at a time: fewer than the batch, and a short last few."""
-    monkeypatch.setattr(eager_conv, "_CHUNK", chunk)
+    """The eager products take some samples at a time, or a part of one: fewer than the batch, and a short last few."""
+    monkeypatch.setattr(windows, "CHUNK", chunk)
+    windows.batches.cache_clear()
     case = TYPICAL[name]._replace(input=(5, *TYPICAL[name].input[1:]))
     check(name, case, operands(name, case), torch.device("cpu"), result_of(name, case))
 

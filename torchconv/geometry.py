@@ -95,6 +95,11 @@ class ConvGeometry:
         sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
         return tuple(max((o - 1) * s + (k - 1) * d + 1, p + i) for i, o, k, s, p, d in sizes)
 
+    @property
+    def axes(self) -> list[Axis]:
+        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
+        return [Axis(i, o, k, s, p, d, False) for i, o, k, s, p, d in sizes]
+
     def of_padded(self) -> ConvGeometry:
         """The same convolution of an input that has been padded already."""
         return replace(self, input=self.padded, padding=(0,) * self.rank, padding_mode="zeros")
@@ -221,7 +226,7 @@ class BlockGeometry(ConvGeometry):
 
 
 class Axis(NamedTuple):
-    """One spatial dimension of a pooling: window `o` holds positions start(o) + k·dilation for k = 0, 1, …, kernel − 1.
+    """One spatial dimension: window `o` holds the positions start(o) + k·dilation for k = 0, 1, …, kernel − 1.
 
     Adaptive windows divide the input evenly, and are of different lengths: window `o` holds the positions from
     ⌊o·input/output⌋ up to ⌈(o + 1)·input/output⌉; none is longer than `kernel`.

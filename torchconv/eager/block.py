@@ -16,19 +16,15 @@ the time, and what is not finite are computed one layer after the other.  With o
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torchconv.eager import conv, pool
-from torchconv.eager.matmul import matmul
-from torchconv.eager.windows import accumulation_dtype, chunks, crop
-from torchconv.geometry import BlockGeometry
+from torchconv.eager.windows import accumulation_dtype, batches, by_group, chunks, dense, scratch, windows
+from torchconv.geometry import BlockGeometry, Ints
 from torchconv.layout import arranged
 
 # The winner of a window in which no element is positive: more than the taps of any window.
@@ -47,10 +43,8 @@ def fprop(
     size = (x.shape[0], w.shape[0], *geometry.pooled)
     y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=format)
     winner = torch.empty(size, dtype=torch.uint8, device=x.device, memory_format=format)
-    by_patch, patches = _by_patch(w, geometry), geometry.of_patches()
-    matrix = conv.to_matrix(_shifted(w, geometry), patches) if by_patch else w
-    for part in _parts(x.shape[0], x.shape[1], w.shape[0], geometry, by_patch):
-        if not (by_patch and _fprop_by_patch(x[part], matrix, bias, y[part], winner[part], geometry)):
+    if not (_by_patch(w, geometry) and _fprop_by_patch(x, w, bias, y, winner, geometry)):
+        for part in _parts(x.shape[0], w.shape[0], geometry):
             z = conv.fprop(x[part], w, bias, geometry.of_conv_alone(), format)
             values, taps = pool.max_pool(z, geometry.of_pool_alone(), format)
             dead = values <= 0
@@ -60,29 +54,34 @@ def fprop(
 
 
 def _fprop_by_patch(
-    x: Tensor, matrix: Tensor, bias: Tensor | None, y: Tensor, winner: Tensor, geometry: BlockGeometry
+    x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, winner: Tensor, geometry: BlockGeometry
 ) -> bool:
-    """`fprop` of a part of the batch, into `y` and `winner`, unless there is a NaN: whether it is done."""
-    taps = math.prod(geometry.pool)
-    values = matmul(matrix, conv.to_columns(x, geometry.of_patches()))
-    values = values.view(geometry.groups, taps, -1, values.shape[2])
-    if bias is not None:
-        values += bias.to(values.dtype).view(geometry.groups, 1, -1, 1)
-    if x.dtype != values.dtype:  # the convolution's output would be rounded before it is pooled
-        values = values.to(x.dtype).to(values.dtype)
-    best, wins = values[:, 0], torch.empty_like(values[:, 0])
-    number = torch.zeros_like(wins)
-    for tap in range(1, taps):
-        # The taps ascend: of those that were greater than all before them, the last is the winner.
-        torch.gt(values[:, tap], best, out=wins)
-        torch.maximum(best, values[:, tap], out=best)
-        torch.maximum(number, wins.mul_(tap), out=number)
-    if best.sum().isnan():
-        return False
-    # A value that is not positive counts as more taps than there are.
-    torch.maximum(number, torch.le(best, 0, out=wins).mul_(DEAD), out=number)
-    winner.copy_(_from_pixels(number, y))
-    y.copy_(_from_pixels(best.relu_(), y))
+    """`fprop` into `y` and `winner`, unless there is a NaN: whether it is done."""
+    matrix = _shifted(w, geometry)
+    for some in batches(geometry.of_patches(), *x.shape[:2]):
+        inputs, outputs, winners = some.of(x), some.of(y), some.of(winner)
+        for part in some.parts:
+            target = by_group(outputs[:, :, part], geometry)  # [G, lead, O/G, N, *pooled]
+            size = (*target.shape[:2], math.prod(geometry.pool), *target.shape[2:])
+            values = scratch(size, "product", matrix.dtype)
+            conv.multiply(matrix, windows(inputs, some.geometry, part), values)
+            if bias is not None:
+                values += bias.to(values.dtype).view(geometry.groups, 1, 1, -1, *(1,) * (values.dim() - 4))
+            if x.dtype != values.dtype:  # the convolution's output would be rounded before it is pooled
+                values = values.to(x.dtype).to(values.dtype)
+            best, wins = values[:, :, 0], scratch(target.shape, "wins", values.dtype)
+            number = scratch(target.shape, "number", values.dtype).zero_()
+            for tap in range(1, size[2]):
+                # The taps ascend: of those that were greater than all before them, the last is the winner.
+                torch.gt(values[:, :, tap], best, out=wins)
+                torch.maximum(best, values[:, :, tap], out=best)
+                torch.maximum(number, wins.mul_(tap), out=number)
+            if best.sum().isnan():
+                return False
+            # A value that is not positive counts as more taps than there are.
+            torch.maximum(number, torch.le(best, 0, out=wins).mul_(DEAD), out=number)
+            by_group(winners[:, :, part], geometry).copy_(number)
+            target.copy_(best.relu_())
     return True
 
 
@@ -90,14 +89,17 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
     channels = w.shape[1] * geometry.groups
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
-    patches = geometry.of_patches()
-    by_patch = _by_patch(w, geometry) and bool(g.sum().isfinite())
-    matrix = conv.to_matrix(_shifted(w, geometry), patches).mT.contiguous() if by_patch else w
-    for part in _parts(g.shape[0], channels, w.shape[0], geometry, by_patch):
-        if by_patch:
-            columns = matmul(matrix, _by_tap(g[part], winner[part], geometry))
-            x[part] = crop(conv.from_columns(columns, patches), patches)
-        else:
+    if _by_patch(w, geometry) and bool(g.sum().isfinite()):
+        matrix = _shifted(w, geometry).mT
+        for some in batches(geometry.of_patches(), *x.shape[:2]):
+            total = conv.zero_total(x[some.samples])
+            for part in some.parts:
+                pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
+                conv.add_adjoint(matrix, pixels, some.lift(total), some.geometry, part)
+            if total.dtype != x.dtype:
+                x[some.samples] = total
+    else:
+        for part in _parts(g.shape[0], w.shape[0], geometry):
             z = _scattered(g[part], winner[part], geometry, format)
             x[part] = conv.dgrad(z, w, None, geometry.of_conv_alone(), format)
     return x
@@ -107,24 +109,22 @@ def wgrad(
     x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
     """w̄ [O, C/groups, *kernel] and b̄ [O] of the pooled gradient g [N, O, *pooled]."""
-    dtype, sums = accumulation_dtype(g.dtype), []
-    size, patches = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel), geometry.of_patches()
-    if x.shape[0] == 0:
-        return g.new_zeros(size).to(memory_format=format), g.new_zeros(size[0] if with_bias else 0)
-    by_patch = _by_patch(g.new_empty(size), geometry) and bool(g.sum().isfinite())
-    for part in _parts(x.shape[0], x.shape[1], g.shape[1], geometry, by_patch):
-        if by_patch:
-            pixels = _by_tap(g[part], winner[part], geometry)
-            by_tap = pixels.view(geometry.groups, math.prod(geometry.pool), -1, pixels.shape[2])
-            bias = by_tap.sum((1, 3)).flatten() if with_bias else pixels.new_empty(0)
-            sums.append((matmul(pixels, conv.to_columns(x[part], patches).mT), bias))
-        else:
+    dtype, size = accumulation_dtype(g.dtype), (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
+    w, bias = g.new_zeros(size, dtype=dtype), g.new_zeros(size[0] if with_bias else 0, dtype=dtype)
+    if _by_patch(w, geometry) and bool(g.sum().isfinite()):
+        matrix = _zeros(w, size, geometry)
+        for some in batches(geometry.of_patches(), *x.shape[:2]):
+            for part in some.parts:
+                pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
+                conv.add_correlation(pixels, windows(some.of(x), some.geometry, part), matrix)
+                if with_bias:
+                    bias += pixels.unflatten(2, (math.prod(geometry.pool), -1)).sum((1, 2, 4)).flatten()
+        w = _unshifted(matrix, size, geometry)
+    else:
+        for part in _parts(x.shape[0], size[0], geometry):
             z = _scattered(g[part].to(dtype), winner[part], geometry, format)
-            sums.append(conv.wgrad(x[part].to(dtype), z, with_bias, geometry.of_conv_alone(), format))
-    w, bias = (functools.reduce(torch.add, parts) for parts in zip(*sums))
-    if by_patch:
-        shifted = (size[0] * math.prod(geometry.pool), size[1], *patches.kernel)
-        w = _unshifted(conv.from_matrix(w, shifted, patches), geometry)
+            sums = conv.wgrad(x[part].to(dtype), z, with_bias, geometry.of_conv_alone(), format)
+            w, bias = w + sums[0], bias + sums[1]
     return arranged(w.to(g.dtype), format), bias.to(g.dtype)
 
 
@@ -136,42 +136,60 @@ def _by_patch(w: Tensor, geometry: BlockGeometry) -> bool:
     return (waste - 1) * elements * outputs <= _MOVE * saved
 
 
-def _taps(geometry: BlockGeometry) -> Iterator[tuple[int, Any]]:
-    """The taps of a pooling window, and where each one has the weight in the patch."""
-    sizes = list(zip(geometry.stride, geometry.kernel, geometry.dilation))
-    for number, tap in enumerate(itertools.product(*map(range, geometry.pool))):
-        window = (slice(t * s, t * s + (k - 1) * d + 1, d) for t, (s, k, d) in zip(tap, sizes))
-        yield number, (Ellipsis, *window)
-
-
 def _shifted(w: Tensor, geometry: BlockGeometry) -> Tensor:
-    """The weights of all taps, [G·taps·O/G, C/G, *patch]."""
-    outputs = w.shape[0] // geometry.groups
-    size = (geometry.groups, math.prod(geometry.pool), outputs, w.shape[1], *geometry.of_patches().kernel)
-    shifted = w.new_zeros(size)
-    for number, window in _taps(geometry):
-        shifted[:, number][window] = w.unflatten(0, (geometry.groups, outputs))
-    return shifted.flatten(0, 2)
+    """The weights of all taps as matrices: [G, taps·O/G, K]."""
+    matrix = _zeros(w, w.shape, geometry)
+    _weights(matrix, w.shape, geometry).copy_(w.unflatten(0, (geometry.groups, *(1,) * geometry.rank, -1)))
+    return matrix
 
 
-def _unshifted(shifted: Tensor, geometry: BlockGeometry) -> Tensor:
-    """The adjoint of `_shifted`: [O, C/G, *kernel]."""
-    by_tap = shifted.unflatten(0, (geometry.groups, math.prod(geometry.pool), -1))
-    return functools.reduce(torch.add, (by_tap[:, number][window] for number, window in _taps(geometry))).flatten(0, 1)
+def _unshifted(matrix: Tensor, size: tuple[int, ...], geometry: BlockGeometry) -> Tensor:
+    """The adjoint of `_shifted`, for a weight of this size."""
+    return _weights(matrix, size, geometry).sum(tuple(range(1, 1 + geometry.rank))).flatten(0, 1)
 
 
-def _by_tap(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
-    """The gradient of the values of all taps: `g` where a tap won, elsewhere 0; [G, taps·O/G, NP]."""
-    share, won = (conv.to_pixels(t, geometry) for t in (g, winner.to(accumulation_dtype(g.dtype))))
-    values = share.new_empty((geometry.groups, math.prod(geometry.pool), *share.shape[1:]))
-    for tap in range(values.shape[1]):
-        torch.eq(won, tap, out=values[:, tap]).mul_(share)
-    return values.flatten(1, 2)
+def _zeros(like: Tensor, size: Sequence[int], geometry: BlockGeometry) -> Tensor:
+    rows, columns = (
+        math.prod(geometry.pool) * size[0] // geometry.groups,
+        math.prod(geometry.of_patches().kernel) * size[1],
+    )
+    return like.new_zeros((geometry.groups, rows, columns), dtype=accumulation_dtype(like.dtype))
 
 
-def _from_pixels(t: Tensor, like: Tensor) -> Tensor:
-    """[G, O/G, NP] as `like` [N, O, *pooled], a view."""
-    return t.reshape(like.shape[1], like.shape[0], *like.shape[2:]).transpose(0, 1)
+def _weights(matrix: Tensor, size: Sequence[int], geometry: BlockGeometry) -> Tensor:
+    """Where `_shifted` has a weight of this size, once for each tap: a view [G, *pool, O/G, C/G, *kernel].
+
+    A tap further along a dimension is in another block of rows, and meets pixels of the patch `stride` further on.
+    """
+    outputs, channels = size[0] // geometry.groups, size[1]
+    groups, rows, columns = matrix.shape
+    pixel = [channels * step for step in _steps(geometry.of_patches().kernel)]
+    tap = [outputs * columns * step for step in _steps(geometry.pool)]
+    return matrix.as_strided(
+        (groups, *geometry.pool, outputs, channels, *geometry.kernel),
+        (
+            rows * columns,
+            *(t + s * p for t, s, p in zip(tap, geometry.stride, pixel)),
+            columns,
+            1,
+            *(d * p for d, p in zip(geometry.dilation, pixel)),
+        ),
+    )
+
+
+def _steps(size: Ints) -> list[int]:
+    """How many elements a step along each dimension of a dense tensor is."""
+    return [math.prod(size[dim + 1 :]) for dim in range(len(size))]
+
+
+def _by_tap(g: Tensor, winner: Tensor, geometry: BlockGeometry, part: slice) -> Tensor:
+    """The gradient of the values of all taps: `g` where a tap won, elsewhere 0; [G, lead, taps·O/G, P]."""
+    share = conv.to_pixels(g, geometry, part)
+    won = dense(by_group(winner[:, :, part], geometry), "winners", share.dtype).flatten(3)
+    values = scratch((*share.shape[:2], math.prod(geometry.pool), *share.shape[2:]), "by tap", share.dtype)
+    for tap in range(values.shape[2]):
+        torch.eq(won, tap, out=values[:, :, tap]).mul_(share)
+    return values.flatten(2, 3)
 
 
 def _scattered(g: Tensor, winner: Tensor, geometry: BlockGeometry, format: torch.memory_format) -> Tensor:
@@ -181,8 +199,6 @@ def _scattered(g: Tensor, winner: Tensor, geometry: BlockGeometry, format: torch
     return pool.max_pool_scatter(share, taps, geometry.of_pool_alone(), format)
 
 
-def _parts(batch: int, channels: int, outputs: int, geometry: BlockGeometry, by_patch: bool) -> Iterator[slice]:
-    """Slices of the batch."""
-    if by_patch:
-        return conv.batch_chunks(batch, channels, geometry.of_patches())
+def _parts(batch: int, outputs: int, geometry: BlockGeometry) -> list[slice]:
+    """Slices of the batch, for one layer after the other."""
     return chunks(batch, outputs * math.prod(geometry.output), _PART)

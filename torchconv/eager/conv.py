@@ -1,103 +1,131 @@
-"""The three products of a convolution as matrix products over unrolled windows, for any rank.
+"""The three products of a convolution as matrix products with the windows of its input, for any rank.
 
-    fprop  y = w · columns(x)        dgrad  x̄ = its adjoint in x, wᵀ · g folded back        wgrad  w̄ = g · columns(x)ᵀ
+    fprop  y = w · windows(x)        dgrad  x̄ = its adjoint in x, wᵀ · g folded back        wgrad  w̄ = g · windows(x)ᵀ
 
-A chunk of the batch at a time is unrolled and multiplied, so the extra memory does not grow with the batch.  Half
-precision is computed in float32 and rounded once.
+One dimension leads (see `torchconv.eager.windows`), so each is a batch of products, one for each output along it.  A
+part of the samples at a time, so that the extra memory does not grow with the batch.  Half precision is computed in
+float32 and rounded once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from torchconv.eager.matmul import matmul
-from torchconv.eager.windows import accumulation_dtype, chunks, crop, fold, pad, unroll
+from torchconv.eager.matmul import add_product, add_sum_of_products, product
+from torchconv.eager.windows import (
+    accumulation_dtype,
+    batches,
+    by_group,
+    dense,
+    disjoint_windows,
+    fold,
+    is_pointwise,
+    scratch_like,
+    windows,
+    zero_rows,
+)
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
-# Elements of one chunk of columns: 4 MiB in float32, so that what the copy writes is still in the cache for the
-# product.  A quarter of it takes LeNet's layers 1.2 to 1.6 times as long (more calls).
-_CHUNK = 1 << 20
-
 
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
-    """y[n, o, p] = bias[o] + Σ_ck w[o, ck] · columns(x)[ck, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
+    """y[n, o, p] = bias[o] + Σ_kc w[o, kc] · windows(x)[kc, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
     y = torch.empty((x.shape[0], w.shape[0], *geometry.output), dtype=x.dtype, device=x.device, memory_format=format)
     matrix = to_matrix(w, geometry)
-    zero_or_bias = matrix.new_zeros(()) if bias is None else bias.to(matrix.dtype).view(-1, *(1,) * geometry.rank)
-    for part in batch_chunks(x.shape[0], x.shape[1], geometry):
-        product = matmul(matrix, to_columns(x[part], geometry))
-        torch.add(_from_pixels(product, geometry), zero_or_bias, out=y[part])
+    for some in batches(geometry, *x.shape[:2]):
+        inputs, outputs = some.of(x), some.of(y)
+        for part in some.parts:
+            target = by_group(outputs[:, :, part], geometry)
+            values = scratch_like(target, "product", matrix.dtype)
+            multiply(matrix, windows(inputs, some.geometry, part), values)
+            if bias is not None:
+                values += bias.to(values.dtype).view(geometry.groups, 1, -1, *(1,) * (values.dim() - 3))
+            if values is not target:
+                target.copy_(values)
     return y
 
 
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
-    """x̄ = the adjoint of `fprop` in x: columns wᵀ·g, each added back to the window it stands for; [N, C, *in]."""
+    """x̄ = the adjoint of `fprop` in x: rows wᵀ·g, each element added back to where it came from; [N, C, *in]."""
     channels = w.shape[1] * geometry.groups
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
-    matrix = to_matrix(w, geometry).mT.contiguous()
-    zero_or_bias = matrix.new_zeros(()) if bias is None else bias.to(matrix.dtype).view(-1, *(1,) * geometry.rank)
-    for part in batch_chunks(g.shape[0], channels, geometry):
-        padded = from_columns(matmul(matrix, to_pixels(g[part], geometry)), geometry)
-        torch.add(crop(padded, geometry), zero_or_bias, out=x[part])
+    matrix = to_matrix(w, geometry).mT
+    for some in batches(geometry, g.shape[0], channels):
+        total = zero_total(x[some.samples])
+        inputs, outputs = some.lift(total), some.of(g)
+        for part in some.parts:
+            add_adjoint(matrix, to_pixels(outputs, geometry, part), inputs, some.geometry, part)
+        if bias is not None:
+            total += bias.to(total.dtype).view(-1, *(1,) * geometry.rank)
+        if total.dtype != x.dtype:
+            x[some.samples] = total
     return x
 
 
 def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
-    """w̄[o, ck] = Σ_np g[o, n, p] · columns(x)[ck, n, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
+    """w̄[o, kc] = Σ_np g[o, n, p] · windows(x)[kc, n, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
     size = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     matrix = torch.zeros_like(to_matrix(g.new_empty(size), geometry))
     bias = matrix.new_zeros(g.shape[1] if with_bias else 0)
-    for part in batch_chunks(x.shape[0], x.shape[1], geometry):
-        pixels = to_pixels(g[part], geometry)
-        matrix += matmul(pixels, to_columns(x[part], geometry).mT)
-        if with_bias:
-            bias += pixels.sum(2).flatten()
-    return arranged(from_matrix(matrix, size, geometry).to(g.dtype), format), bias.to(g.dtype)
+    for some in batches(geometry, *x.shape[:2]):
+        inputs, outputs = some.of(x), some.of(g)
+        for part in some.parts:
+            pixels = to_pixels(outputs, geometry, part)
+            add_correlation(pixels, windows(inputs, some.geometry, part), matrix)
+            if with_bias:
+                bias += pixels.sum((1, 3)).flatten()
+    return arranged(from_matrix(matrix, size).to(g.dtype), format), bias.to(g.dtype)
 
 
-def to_columns(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """`x` [N, C, *in] unrolled: [G, CK/G, NP]."""
-    columns = unroll(pad(x.to(accumulation_dtype(x.dtype)), geometry), geometry)
-    return columns.flatten(-geometry.rank - 1).flatten(1, -2)
+def zero_total(x: Tensor) -> Tensor:
+    """Zeros in the place of `x`, or elsewhere if its type is not that of sums."""
+    dtype = accumulation_dtype(x.dtype)
+    return x.zero_() if x.dtype == dtype else torch.zeros_like(x, dtype=dtype)
 
 
-def from_columns(columns: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The adjoint of `to_columns`, up to padding: [N, C, *padded] of [G, CK/G, NP]."""
-    channels, batch = columns.shape[1] // math.prod(geometry.kernel), columns.shape[2] // math.prod(geometry.output)
-    size = (geometry.groups, *geometry.kernel[:-1], channels, geometry.kernel[-1], batch, *geometry.output)
-    return fold(columns.view(size), geometry)
+def multiply(matrix: Tensor, columns: Tensor, out: Tensor) -> None:
+    """out [G, lead, M, *] = matrix [G, M, K] · columns [G, lead, K, P], for each group and each output of the lead."""
+    for left, right, result in zip(matrix, columns, out):
+        product(left.expand(right.shape[0], *left.shape), right, result.view(result.shape[0], -1, right.shape[2]))
 
 
-def to_pixels(g: Tensor, geometry: ConvGeometry) -> Tensor:
-    """`g` [N, O, *out] as a matrix with the columns' pixels: [G, O/G, NP]."""
-    g = g.to(accumulation_dtype(g.dtype)).transpose(0, 1)
-    return g.reshape(geometry.groups, g.shape[0] // geometry.groups, -1)
+def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
+    """The adjoint of `x` ↦ matrixᵀ · windows(x), of pixels [G, lead, O/G, P], added to `x`; `matrix` is [G, K, O/G]."""
+    if is_pointwise(geometry):
+        target = by_group(x[:, :, part], geometry)
+        values = scratch_like(target, "product", matrix.dtype)
+        multiply(matrix, pixels, values)
+        if values is not target:
+            target.copy_(values)
+        return
+    rows = zero_rows(pixels, x.shape[1], geometry)
+    for outputs, columns in disjoint_windows(rows, geometry):
+        for left, right, result in zip(matrix, pixels[:, outputs], columns):
+            add_product(left.expand(right.shape[0], *left.shape), right, result)
+    fold(rows, x, geometry, part)
 
 
-def _from_pixels(product: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The inverse of `to_pixels`, as a view."""
-    return product.view(product.shape[0] * product.shape[1], -1, *geometry.output).transpose(0, 1)
+def add_correlation(pixels: Tensor, columns: Tensor, out: Tensor) -> None:
+    """out [G, O/G, K] += Σ pixels [G, lead, O/G, P] · columnsᵀ [G, lead, P, K], over the lead and P."""
+    for left, right, result in zip(pixels, columns.mT, out):
+        add_sum_of_products(left, right, result)
+
+
+def to_pixels(g: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
+    """These outputs of `g` [N, O, lead, *out] as matrices with the windows' columns: [G, lead, O/G, P]."""
+    return dense(by_group(g[:, :, part], geometry), "pixels", accumulation_dtype(g.dtype)).flatten(3)
 
 
 def to_matrix(w: Tensor, geometry: ConvGeometry) -> Tensor:
-    """`w` [O, C/G, *k] as a matrix with the columns' taps: [G, O/G, CK], in the order *kernel but the last, C/G, kw."""
-    outputs = w.shape[0] // geometry.groups
-    w = w.to(accumulation_dtype(w.dtype)).movedim(1, -2)
-    return w.reshape(geometry.groups, outputs, w.shape[1:].numel())
+    """`w` [O, C/G, *k] as matrices with the windows' rows: [G, O/G, K], in the order *k, C/G."""
+    w = w.to(accumulation_dtype(w.dtype))
+    by_tap = w.permute(0, *range(2, w.dim()), 1)
+    return by_tap.reshape(geometry.groups, w.shape[0] // geometry.groups, w.shape[1:].numel())
 
 
-def from_matrix(matrix: Tensor, size: tuple[int, ...], geometry: ConvGeometry) -> Tensor:
+def from_matrix(matrix: Tensor, size: tuple[int, ...]) -> Tensor:
     """The inverse of `to_matrix`, for a weight of this size, as a view."""
-    return matrix.view(size[0], *geometry.kernel[:-1], size[1], geometry.kernel[-1]).movedim(-2, 1)
-
-
-def batch_chunks(batch: int, channels: int, geometry: ConvGeometry) -> Iterator[slice]:
-    """Slices of the batch, each of about `_CHUNK` elements of columns and at least one sample."""
-    return chunks(batch, channels * math.prod(geometry.kernel) * math.prod(geometry.output), _CHUNK)
+    return matrix.view(size[0], *size[2:], size[1]).movedim(-1, 1)

@@ -11,7 +11,6 @@ A winner is kept as the flat position of its tap in the window (`offset`), one b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -253,6 +252,6 @@ def _empty(like: Tensor, spatial: tuple[int, ...], format: torch.memory_format) 
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _chunks(x: Tensor, geometry: PoolGeometry) -> Iterator[slice]:
+def _chunks(x: Tensor, geometry: PoolGeometry) -> list[slice]:
     """Slices of the batch, each of about `_CHUNK` elements and at least one sample."""
     return chunks(x.shape[0], x.shape[1] * max(math.prod(geometry.input), math.prod(geometry.output)), _CHUNK)

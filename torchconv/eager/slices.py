@@ -44,7 +44,7 @@ def axis_pieces(axis: Axis, dim: int, dims: int) -> Pieces:
     if axis.adaptive or axis.output < axis.kernel:
         windows = [(at(slice(o, o + 1)), at(_window(axis, o)), axis.output == 1) for o in range(axis.output)]
         return Pieces(windows, True, tile)
-    taps = [(at(outputs), at(inputs), everywhere) for _, outputs, inputs, everywhere in _taps(axis)]
+    taps = [(at(outputs), at(inputs), everywhere) for _, outputs, inputs, everywhere in axis_taps(axis)]
     return Pieces(taps, False, tile)
 
 
@@ -61,7 +61,7 @@ class Tap(NamedTuple):
 def tap_pieces(geometry: PoolGeometry) -> list[Tap]:
     """All taps of windows of one length that lie inside the input for some window, in row-major order."""
     pieces = []
-    for taps in itertools.product(*map(_taps, geometry.axes)):
+    for taps in itertools.product(*map(axis_taps, geometry.axes)):
         number, everywhere, outputs, inputs = 0, True, _EVERYTHING, _EVERYTHING
         for axis, (tap, o, i, whole) in zip(geometry.axes, taps):
             number, everywhere = number * axis.kernel + tap, everywhere and whole
@@ -131,7 +131,7 @@ def _window(axis: Axis, o: int) -> slice:
     return slice(start, start + axis.taps_between(o, 0, axis.input) * axis.dilation, axis.dilation)
 
 
-def _taps(axis: Axis) -> list[tuple[int, slice, slice, bool]]:
+def axis_taps(axis: Axis) -> list[tuple[int, slice, slice, bool]]:
     """The taps of one dimension's windows: number, the outputs that have it, these inputs, and whether that is all."""
     taps = []
     for tap in range(axis.kernel):

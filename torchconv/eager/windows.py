@@ -1,32 +1,39 @@
-"""Windows of a padded tensor, unrolled into the columns of a matrix: the indexing of convolution, for any rank.
+"""Windows of a tensor as the columns of matrices: the indexing of convolution, for any rank.
 
-They are unrolled in two steps, the last dimension first:
+Along one dimension, the *lead*, windows need no copy.  All others are unrolled, the last first:
 
-    rows[c, kw, r, n, h, ow]       = padded[n, c, h·stride + r, ow·stride + kw·dilation]
-    columns[kh, c, kw, n, oh, ow]  = rows[c, kw, r, n, oh + q, ow]    where q·stride + r = kh·dilation, 0 ≤ r < stride
+    rows[l, k, c, n, o] = padded[n, c, l, o·stride + k·dilation]              (o, k: of all dimensions but the lead)
 
-(for two dimensions; a third is treated like h).  The second step, which writes kh times as much, copies runs of oh·ow
-elements, because the first has sorted h by its remainders r.  In one step every run is ow elements, 10 in LeNet's
-second convolution, which took 1.5 times as long; and unsorted a stride of 2 took 3 times as long.
+and as the taps of the lead are rows that follow one another, the columns of a window lie in one piece:
+
+    windows[o₀] = rows[o₀·stride₀ : o₀·stride₀ + kernel₀], read as a matrix [kernel₀·k·c, n·o]
+
+These matrices overlap in memory, and each is dense.  Of a 5×5 convolution's input 5 copies are made and not 25, which
+LeNet's convolutions took 2 to 3 times as long for; and their gradients are added up by the product itself.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchconv.geometry import ConvGeometry, Ints
+from torchconv.eager.slices import axis_taps
+from torchconv.geometry import ConvGeometry
 
-# Elements that are kept at most, of columns and of rows each.
-SCRATCH = 1 << 21
+# Elements of the rows that are made at a time: 4 MiB in float32, so that they are still in the cache for the product.
+CHUNK = 1 << 20
+# Elements of each kind of scratch memory that are kept at most.
+_KEPT = 1 << 21
+# Columns that a matrix has at least, if it can: with 28 of them products go at 0.6 of their speed.
+_COLUMNS = 64
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,96 +41,196 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def chunks(batch: int, elements: int, limit: int) -> Iterator[slice]:
-    """Slices of the batch, alike but for the last: of at most `limit` elements, so many a sample, or of one sample."""
-    number = -(-batch // max(1, limit // max(1, elements)))
-    step = -(-batch // max(1, number))
-    return (slice(start, start + step) for start in range(0, batch, step or 1))
+def chunks(number: int, elements: int, limit: int) -> list[slice]:
+    """Slices of a number of things, alike but for the last: of at most `limit` elements, so many a thing, or of one."""
+    slices = -(-number // max(1, limit // max(1, elements)))
+    step = -(-number // max(1, slices))
+    return [slice(start, min(start + step, number)) for start in range(0, number, step or 1)]
 
 
-def pad(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """`x` [N, C, *input] as [N, C, *padded]."""
-    amounts = [(p, q - p - i) for i, p, q in zip(geometry.input, geometry.padding, geometry.padded)]
+class Batch(NamedTuple):
+    """Some samples, one dimension of which leads.
+
+    Attributes:
+        samples: which ones.
+        lead: 'first', the first spatial dimension; or 'batch': each sample is a window, for kernels of 1 in the first
+            dimension, and where its windows are too short; or 'unit', where samples are too small for a matrix of
+            their own, a dimension of size 1.
+        geometry: with the lead in front.
+        parts: slices of the outputs along the lead, to be taken one after the other.
+    """
+
+    samples: slice
+    lead: str
+    geometry: ConvGeometry
+    parts: list[slice]
+
+    def of(self, t: Tensor) -> Tensor:
+        """The samples of `t` [N, C, *], as [N, C, lead, *]: a view."""
+        return self.lift(t[self.samples])
+
+    def lift(self, t: Tensor) -> Tensor:
+        if self.lead == "batch":
+            return t.transpose(0, 1).unsqueeze(0)
+        return t.unsqueeze(2) if self.lead == "unit" else t
+
+
+@functools.lru_cache(maxsize=256)
+def batches(geometry: ConvGeometry, batch: int, channels: int) -> list[Batch]:
+    """The parts of a batch whose samples have so many input channels."""
+    taps, outputs = channels * math.prod(geometry.kernel[1:]), math.prod(geometry.output[1:])
+    row = taps * outputs * geometry.stride[0]  # elements of a sample's rows for one output along the first dimension
+    many_taps = geometry.rank > 1 and geometry.kernel[0] > 1 and geometry.dilation[0] == 1
+    some = chunks(batch, row * geometry.output[0], CHUNK)
+    if many_taps and some and some[0].stop * outputs >= _COLUMNS:
+        parts = chunks(geometry.output[0], row * some[0].stop, CHUNK)
+        return [Batch(samples, "first", geometry, parts) for samples in some]
+    by_sample = geometry.groups == 1 and outputs * geometry.output[0] >= _COLUMNS
+    found = []
+    for samples in chunks(batch, taps * outputs * geometry.kernel[0] * geometry.output[0], CHUNK):
+        number = samples.stop - samples.start if by_sample else 1
+        lifted = _with_lead(geometry, number)
+        found.append(Batch(samples, "batch" if by_sample else "unit", lifted, [slice(0, number)]))
+    return found
+
+
+def _with_lead(geometry: ConvGeometry, size: int) -> ConvGeometry:
+    """The geometry with a dimension in front along which every position is a window of its own."""
+    return replace(
+        geometry,
+        input=(size, *geometry.input),
+        output=(size, *geometry.output),
+        kernel=(1, *geometry.kernel),
+        stride=(1, *geometry.stride),
+        padding=(0, *geometry.padding),
+        dilation=(1, *geometry.dilation),
+    )
+
+
+def is_pointwise(geometry: ConvGeometry) -> bool:
+    """Whether every input position is the only one of a window, and of one alone."""
+    return {*geometry.kernel, *geometry.stride} == {1} and not any(geometry.padding)
+
+
+def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
+    """The windows of these outputs along the lead of `x` [N, C, *input]: [G, lead, kernel·C/G, N·others].
+
+    The memory is good until the next call in this thread, and may be that of `x`.
+    """
+    rows = by_group(_padded(x, geometry, part), geometry)
+    for dim in reversed(range(1, geometry.rank)):
+        rows = dense(_by_tap(rows, geometry, dim), f"rows {dim}", rows.dtype)
+    samples = rows.dim() - geometry.rank  # groups, rows, other taps and channels come before them, other outputs after
+    size = (*rows.shape[:2], math.prod(rows.shape[2:samples]), math.prod(rows.shape[samples:]))
+    return _overlapping(rows.view(size), geometry, 0, 1)
+
+
+def _by_tap(rows: Tensor, geometry: ConvGeometry, dim: int) -> Tensor:
+    """rows [G, rows, *taps, C/G, N, *positions, *outputs] with the last position's windows as a tap and an output more.
+
+    A view, [G, rows, tap, *taps, C/G, N, *positions, output, *outputs].
+    """
+    size, stride, axis = rows.shape, rows.stride(), rows.dim() + dim - geometry.rank
+    return rows.as_strided(
+        (*size[:2], geometry.kernel[dim], *size[2:axis], geometry.output[dim], *size[axis + 1 :]),
+        (
+            *stride[:2],
+            stride[axis] * geometry.dilation[dim],
+            *stride[2:axis],
+            stride[axis] * geometry.stride[dim],
+            *stride[axis + 1 :],
+        ),
+    )
+
+
+def fold(rows: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
+    """The adjoint of `windows`: every element of the rows is added to where it came from in `x` [N, C, *input]."""
+    first = part.start * geometry.stride[0] - geometry.padding[0]
+    inside = slice(max(first, 0), min(first + rows.shape[1], geometry.input[0]))
+    size = (*rows.shape[:2], *geometry.kernel[1:], x.shape[1] // geometry.groups, x.shape[0], *geometry.output[1:])
+    rows = rows.view(size)[:, inside.start - first : inside.stop - first]
+    for dim in range(1, geometry.rank):
+        axis = rows.dim() - 1 + dim - geometry.rank  # of one tap
+        if dim < geometry.rank - 1:
+            shape = list(rows.shape[:2] + rows.shape[3:])
+            shape[axis] = geometry.input[dim]
+            total = rows.new_zeros(shape)
+        else:
+            total = by_group(x[:, :, inside], geometry)
+        before = (slice(None),) * axis
+        for tap, outputs, inputs, _ in axis_taps(geometry.axes[dim]):
+            to, of = (*before, inputs), (*before, outputs)
+            total[to].add_(rows.select(2, tap)[of])
+        rows = total
+
+
+def zero_rows(pixels: Tensor, channels: int, geometry: ConvGeometry) -> Tensor:
+    """Zeros for the rows that the windows of pixels [G, lead, O/G, P] share: [G, rows, other taps·C/G, P]."""
+    number = (pixels.shape[1] - 1) * geometry.stride[0] + geometry.kernel[0]
+    taps = math.prod(geometry.kernel[1:]) * channels // geometry.groups
+    return scratch((pixels.shape[0], number, taps, pixels.shape[3]), "gradient", pixels.dtype).zero_()
+
+
+def disjoint_windows(rows: Tensor, geometry: ConvGeometry) -> Iterator[tuple[slice, Tensor]]:
+    """The windows of the rows in sets that do not overlap: which outputs of the lead, and [G, lead, K, P]."""
+    step = -(-geometry.kernel[0] // geometry.stride[0])
+    for first in range(min(step, (rows.shape[1] - geometry.kernel[0]) // geometry.stride[0] + 1)):
+        yield slice(first, None, step), _overlapping(rows, geometry, first, step)
+
+
+def _overlapping(rows: Tensor, geometry: ConvGeometry, first: int, step: int) -> Tensor:
+    """The windows first, first + step, … along the lead of rows [G, rows, other taps·C/G, P]: [G, lead, K, P]."""
+    groups, number, taps, columns = rows.shape
+    windows = (number - geometry.kernel[0]) // geometry.stride[0] + 1
+    row, kernel, stride = taps * columns, geometry.kernel[0], geometry.stride[0]
+    return rows.as_strided(
+        (groups, -(-(windows - first) // step), kernel * taps, columns),
+        (number * row, step * stride * row, columns, 1),
+        rows.storage_offset() + first * stride * row,
+    )
+
+
+def by_group(t: Tensor, geometry: ConvGeometry) -> Tensor:
+    """[N, C, lead, *] as [G, lead, C/G, N, *]: a view."""
+    samples, channels, lead, *others = t.shape
+    by_sample, by_channel, by_lead, *by_others = t.stride()
+    channels //= geometry.groups
+    size = (geometry.groups, lead, channels, samples, *others)
+    return t.as_strided(size, (channels * by_channel, by_lead, by_channel, by_sample, *by_others))
+
+
+def _padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
+    """What these outputs along the lead see of `x` and its padding."""
+    x = x.to(accumulation_dtype(x.dtype))
+    if x.stride(1) == 1 and x.shape[1] > 1:  # channels_last: changed once, and not for every tap
+        x = x.contiguous()
+    ends = [(-p, q - p) for p, q in zip(geometry.padding, geometry.padded)]
+    start = part.start * geometry.stride[0] - geometry.padding[0]
+    ends[0] = (start, start + (part.stop - part.start - 1) * geometry.stride[0] + geometry.kernel[0])
     if geometry.padding_mode == "zeros":
-        return F.pad(x, [a for pair in reversed(amounts) for a in pair]) if any(map(any, amounts)) else x
-    for dim, (size, (lower, upper)) in enumerate(zip(geometry.input, amounts)):
-        position = torch.arange(-lower, size + upper, device=x.device)
+        return _with_zeros(x, ends)
+    for dim, ((low, high), size) in enumerate(zip(ends, geometry.input), start=2):
+        position = torch.arange(low, high, device=x.device)
         if geometry.padding_mode == "reflect":
             position = (size - 1) - ((size - 1) - position.abs()).abs()
         elif geometry.padding_mode == "replicate":
             position = position.clamp(0, size - 1)
         else:
             position = position % size
-        x = x.index_select(2 + dim, position)
+        x = x.index_select(dim, position)
     return x
 
 
-def crop(padded: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The adjoint of padding with zeros: the input's part of [N, C, *padded], as a view."""
-    for dim, (size, start) in enumerate(zip(geometry.input, geometry.padding)):
-        padded = padded.narrow(2 + dim, start, size)
-    return padded
-
-
-class Move(NamedTuple):
-    """Equal parts of two tensors, as views: the size, and strides and start in either."""
-
-    size: Ints
-    to: Ints
-    to_start: int
-    by: Ints
-    by_start: int
-
-    def ends(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        start = source.storage_offset() + self.by_start
-        return target.as_strided(self.size, self.to, self.to_start), source.as_strided(self.size, self.by, start)
-
-    def each(self, first: int, last: int) -> Iterator[Move]:
-        """The parts of this one, an index each of its dimensions from `first` up to `last`."""
-        dims = range(first, last)
-        for index in itertools.product(*(range(self.size[dim]) for dim in dims)):
-            to = self.to_start + sum(i * self.to[dim] for i, dim in zip(index, dims))
-            by = self.by_start + sum(i * self.by[dim] for i, dim in zip(index, dims))
-            size, to_strides, by_strides = (t[:first] + t[last:] for t in (self.size, self.to, self.by))
-            yield Move(size, to_strides, to, by_strides, by)
-
-
-class Plan(NamedTuple):
-    """What is moved from where to where, both ways; it depends on sizes and strides alone, and is kept for them."""
-
-    rows_size: Ints
-    columns_size: Ints
-    rows: list[Move]  # from the padded tensor
-    columns: list[Move]  # from the rows
-    rows_by_tap: list[Move]  # the same with a tap each, no two of whose elements have one source
-    columns_by_tap: list[Move]
-
-
-def unroll(padded: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The columns of `padded` [N, C, *padded]: [G, *kernel but the last, C/G, kw, N, *output].
-
-    They are good until the next call in this thread: what a chunk needs is kept for the next one.
-    """
-    plan = _plan(geometry, tuple(padded.shape[:2]), padded.stride())
-    rows, columns = _scratch("rows", plan.rows_size, padded), _scratch("columns", plan.columns_size, padded)
-    for moves, target, source in ((plan.rows, rows, padded), (plan.columns, columns, rows)):
-        for move in moves:
-            to, by = move.ends(target, source)
-            to.copy_(by)
-    return columns
-
-
-def fold(columns: Tensor, geometry: ConvGeometry) -> Tensor:
-    """The adjoint of `unroll`: every element of the columns added to where it came from, [N, C, *padded]."""
-    batch, channels = columns.shape[-geometry.rank - 1], columns.shape[geometry.rank] * geometry.groups
-    padded = columns.new_zeros((batch, channels, *geometry.padded))
-    plan = _plan(geometry, (batch, channels), padded.stride())
-    rows = columns.new_zeros(plan.rows_size)
-    for moves, source, target in ((plan.columns_by_tap, columns, rows), (plan.rows_by_tap, rows, padded)):
-        for move in moves:
-            by, to = move.ends(source, target)
-            to += by
-    return padded
+def _with_zeros(x: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
+    """The part of `x` [N, C, *] between these ends of each dimension, and zeros where they lie beyond it."""
+    amounts = []
+    for dim, (low, high) in enumerate(ends, start=2):
+        size = x.shape[dim]
+        start, stop = min(max(low, 0), size), min(max(high, 0), size)
+        below = min(high, 0) - min(low, 0)
+        amounts.append((below, high - low - below - (stop - start)))
+        x = x.narrow(dim, start, stop - start) if stop - start < size else x
+    return F.pad(x, [a for pair in reversed(amounts) for a in pair]) if any(map(any, amounts)) else x
 
 
 class _Memory(threading.local):
@@ -134,82 +241,26 @@ class _Memory(threading.local):
 _memory = _Memory()
 
 
-def _scratch(name: str, size: Ints, like: Tensor) -> Tensor:
-    """Uninitialised memory of the type of `like`, the same at every call of a thread, unless it is too little.
+def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory, the same at every call of a thread, unless it is too little.
 
     What is given back to the C library in one step of a training, it gives back to the system, and the next step has
     to ask for it page by page: that took a tenth of LeNet's.
     """
     elements = math.prod(size)
-    if elements > SCRATCH:
-        return like.new_empty(size)
-    kept = _memory.kept.get((name, like.dtype))
+    if elements > _KEPT:
+        return torch.empty(size, dtype=dtype)
+    kept = _memory.kept.get((name, dtype))
     if kept is None or kept.numel() < elements:
-        kept = _memory.kept[name, like.dtype] = like.new_empty(elements)
+        kept = _memory.kept[name, dtype] = torch.empty(elements, dtype=dtype)
     return kept[:elements].view(size)
 
 
-@functools.lru_cache(maxsize=256)
-def _plan(geometry: ConvGeometry, shape: Ints, strides: Ints) -> Plan:
-    """The plan for a padded tensor of this batch, these channels and these strides."""
-    rank, (batch, channels) = geometry.rank, (shape[0], shape[1] // geometry.groups)
-    *outer, kw = geometry.kernel
-    *outer_stride, sw = geometry.stride
-    *outer_dilation, dw = geometry.dilation
-    n, c, *by_outer, by_w = strides
-    remainders = [min(s, (k - 1) * d + 1) for k, s, d in zip(outer, outer_stride, outer_dilation)]
-    lengths = [-(-size // s) for size, s in zip(geometry.padded, outer_stride)]
-    ow = geometry.output[-1]
-
-    rows_size = (geometry.groups, channels, kw, *remainders, batch, *lengths, ow)
-    to = _dense(rows_size)
-    to_remainder, to_n, to_outer = to[3 : rank + 2], to[rank + 2], to[rank + 3 : -1]
-    rows = []
-    for remainder in itertools.product(*map(range, remainders)):
-        here = [-(-(size - r) // s) for size, r, s in zip(geometry.padded, remainder, outer_stride)]
-        by = (c * channels, c, by_w * dw, n, *(t * s for t, s in zip(by_outer, outer_stride)), by_w * sw)
-        size = (*rows_size[:3], batch, *here, ow)
-        starts = (sum(r * t for r, t in zip(remainder, ts)) for ts in (to_remainder, by_outer))
-        rows.append(_move(size, (*to[:3], to_n, *to_outer, 1), by, *starts))
-
-    columns_size = (geometry.groups, *outer, channels, kw, batch, *geometry.output)
-    into, columns = _dense(columns_size), []
-    for taps in itertools.product(*map(_taps, outer, outer_stride, outer_dilation)):
-        size = (geometry.groups, *(tap.number for tap in taps), *columns_size[rank:])
-        along = (*(t * tap.step for tap, t in zip(taps, into[1:])), *into[rank:])
-        by = (to[0], *(t * tap.ahead for tap, t in zip(taps, to_outer)), *to[1:3], to_n, *to_outer, 1)
-        start = sum(tap.first * t for tap, t in zip(taps, into[1:]))
-        by_start = sum(tap.remainder * t + tap.quotient * u for tap, t, u in zip(taps, to_remainder, to_outer))
-        columns.append(_move(size, into[:1] + along, by, start, by_start))
-
-    rows_by_tap = [part for move in rows for part in move.each(2, 3)]
-    columns_by_tap = [part for move in columns for part in move.each(1, rank)]
-    return Plan(rows_size, columns_size, rows, columns, rows_by_tap, columns_by_tap)
+def dense(t: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """`t` itself if it is contiguous and of that type, else a copy in `scratch`."""
+    return t if t.dtype == dtype and t.is_contiguous() else scratch(t.shape, name, dtype).copy_(t)
 
 
-class _Taps(NamedTuple):
-    """The taps of one dimension whose distances from the first leave one remainder by the stride."""
-
-    first: int
-    step: int  # from one to the next
-    number: int
-    quotient: int  # of the first one's distance by the stride
-    remainder: int
-    ahead: int  # by how much the quotient grows at a step
-
-
-def _taps(kernel: int, stride: int, dilation: int) -> list[_Taps]:
-    step = stride // math.gcd(stride, dilation)
-    return [
-        _Taps(first, step, -(-(kernel - first) // step), *divmod(first * dilation, stride), step * dilation // stride)
-        for first in range(min(step, kernel))
-    ]
-
-
-def _move(size: Sequence[int], to: Sequence[int], by: Sequence[int], to_start: int, by_start: int) -> Move:
-    return Move(tuple(size), tuple(to), to_start, tuple(by), by_start)
-
-
-def _dense(size: Ints) -> Ints:
-    """The strides of a contiguous tensor."""
-    return tuple(math.prod(size[dim + 1 :]) for dim in range(len(size)))
+def scratch_like(t: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """`t` itself if it is contiguous and of that type, else scratch memory of its size."""
+    return t if t.dtype == dtype and t.is_contiguous() else scratch(t.shape, name, dtype)
