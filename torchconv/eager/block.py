@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager import conv, pool
-from torchconv.eager.windows import accumulation_dtype, batches, by_group, chunks, dense, scratch, windows
+from torchconv.eager.windows import accumulation_dtype, batches, by_group, chunks, dense, scratch, windows, zero_total
 from torchconv.geometry import BlockGeometry, Ints
 from torchconv.layout import arranged
 
@@ -92,7 +92,7 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     if _by_patch(w, geometry) and bool(g.sum().isfinite()):
         matrix = _shifted(w, geometry).mT
         for some in batches(geometry.of_patches(), *x.shape[:2]):
-            total = conv.zero_total(x[some.samples])
+            total = zero_total(x[some.samples])
             for part in some.parts:
                 pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
                 conv.add_adjoint(matrix, pixels, some.lift(total), some.geometry, part)

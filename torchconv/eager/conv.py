@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchconv.eager import depthwise
+from torchconv.eager.depthwise import is_depthwise
 from torchconv.eager.matmul import add_product, add_sum_of_products, product
 from torchconv.eager.windows import (
     accumulation_dtype,
@@ -24,6 +26,7 @@ from torchconv.eager.windows import (
     scratch_like,
     windows,
     zero_rows,
+    zero_total,
 )
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
@@ -31,6 +34,8 @@ from torchconv.layout import arranged
 
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """y[n, o, p] = bias[o] + Σ_kc w[o, kc] · windows(x)[kc, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
+    if is_depthwise(x.shape[1], geometry):
+        return depthwise.fprop(x, w, bias, geometry, format)
     y = torch.empty((x.shape[0], w.shape[0], *geometry.output), dtype=x.dtype, device=x.device, memory_format=format)
     matrix = to_matrix(w, geometry)
     for some in batches(geometry, *x.shape[:2]):
@@ -49,6 +54,8 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """x̄ = the adjoint of `fprop` in x: rows wᵀ·g, each element added back to where it came from; [N, C, *in]."""
     channels = w.shape[1] * geometry.groups
+    if is_depthwise(channels, geometry):
+        return depthwise.dgrad(g, w, bias, geometry, format)
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
     matrix = to_matrix(w, geometry).mT
     for some in batches(geometry, g.shape[0], channels):
@@ -67,6 +74,8 @@ def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
     """w̄[o, kc] = Σ_np g[o, n, p] · windows(x)[kc, n, p], of shape [O, C/G, *k], and b̄[o] = Σ_np g[n, o, p]."""
+    if is_depthwise(x.shape[1], geometry):
+        return depthwise.wgrad(x, g, with_bias, geometry, format)
     size = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     matrix = torch.zeros_like(to_matrix(g.new_empty(size), geometry))
     bias = matrix.new_zeros(g.shape[1] if with_bias else 0)
@@ -78,12 +87,6 @@ def wgrad(
             if with_bias:
                 bias += pixels.sum((1, 3)).flatten()
     return arranged(from_matrix(matrix, size).to(g.dtype), format), bias.to(g.dtype)
-
-
-def zero_total(x: Tensor) -> Tensor:
-    """Zeros in the place of `x`, or elsewhere if its type is not that of sums."""
-    dtype = accumulation_dtype(x.dtype)
-    return x.zero_() if x.dtype == dtype else torch.zeros_like(x, dtype=dtype)
 
 
 def multiply(matrix: Tensor, columns: Tensor, out: Tensor) -> None:

@@ -17,12 +17,11 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
@@ -117,7 +116,7 @@ def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
 
     The memory is good until the next call in this thread, and may be that of `x`.
     """
-    rows = by_group(_padded(x, geometry, part), geometry)
+    rows = by_group(padded(x, geometry, part), geometry)
     for dim in reversed(range(1, geometry.rank)):
         rows = dense(_by_tap(rows, geometry, dim), f"rows {dim}", rows.dtype)
     samples = rows.dim() - geometry.rank  # groups, rows, other taps and channels come before them, other outputs after
@@ -199,14 +198,15 @@ def by_group(t: Tensor, geometry: ConvGeometry) -> Tensor:
     return t.as_strided(size, (channels * by_channel, by_lead, by_channel, by_sample, *by_others))
 
 
-def _padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
+def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     """What these outputs along the lead see of `x` and its padding."""
     x = x.to(accumulation_dtype(x.dtype))
     if x.stride(1) == 1 and x.shape[1] > 1:  # channels_last: changed once, and not for every tap
         x = x.contiguous()
     ends = [(-p, q - p) for p, q in zip(geometry.padding, geometry.padded)]
     start = part.start * geometry.stride[0] - geometry.padding[0]
-    ends[0] = (start, start + (part.stop - part.start - 1) * geometry.stride[0] + geometry.kernel[0])
+    extent = (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
+    ends[0] = (start, start + (part.stop - part.start - 1) * geometry.stride[0] + extent)
     if geometry.padding_mode == "zeros":
         return _with_zeros(x, ends)
     for dim, ((low, high), size) in enumerate(zip(ends, geometry.input), start=2):
@@ -223,14 +223,25 @@ def _padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
 
 def _with_zeros(x: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
     """The part of `x` [N, C, *] between these ends of each dimension, and zeros where they lie beyond it."""
-    amounts = []
-    for dim, (low, high) in enumerate(ends, start=2):
-        size = x.shape[dim]
-        start, stop = min(max(low, 0), size), min(max(high, 0), size)
-        below = min(high, 0) - min(low, 0)
-        amounts.append((below, high - low - below - (stop - start)))
-        x = x.narrow(dim, start, stop - start) if stop - start < size else x
-    return F.pad(x, [a for pair in reversed(amounts) for a in pair]) if any(map(any, amounts)) else x
+    inner = tuple(slice(max(low, 0), max(0, min(high, size))) for (low, high), size in zip(ends, x.shape[2:]))
+    part, size = x[last(inner)], tuple(high - low for low, high in ends)
+    if part.shape[2:] == size:
+        return part
+    result = scratch((*x.shape[:2], *size), "padded", x.dtype).zero_()
+    where = (slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, ends))
+    result[last(where)].copy_(part)
+    return result
+
+
+def last(index: Iterable[Any]) -> Any:
+    """An index of the last dimensions."""
+    return (Ellipsis, *index)
+
+
+def zero_total(x: Tensor) -> Tensor:
+    """Zeros in the place of `x`, or elsewhere if its type is not that of sums."""
+    dtype = accumulation_dtype(x.dtype)
+    return x.zero_() if x.dtype == dtype else torch.zeros_like(x, dtype=dtype)
 
 
 class _Memory(threading.local):
