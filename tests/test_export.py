@@ -118,11 +118,17 @@ def test_aot_inductor(tmp_path):
 
 
 def test_onnx(tmp_path):
-    """ONNX has no operators of ours: a model goes there reverted to torch.nn's modules."""
-    pytest.importorskip("onnxscript")
+    """ONNX has no operators of ours: a model goes there reverted to torch.nn's modules, and computes the same."""
+    import onnx.reference
+
     model, x = torch.nn.Sequential(nn.Conv2d(1, 2, 3), torch.nn.ReLU(), nn.MaxPool2d(2)).eval(), torch.randn(1, 1, 8, 8)
-    with pytest.raises(torch.onnx.errors.OnnxExporterError):
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    expected = model(x)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"torchconv\.conv_fprop"):
+        torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     torchconv.revert(model)
     program: Any = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    evaluator = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx"))
     assert {"Conv", "MaxPool"} <= {node.op_type for node in program.model.graph}
+    [y] = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
+    assert_close(torch.from_numpy(y), expected)
