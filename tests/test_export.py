@@ -70,6 +70,18 @@ def test_inductor(fused):
     assert_close(compiled, expected)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_memory_format_of_one_pixel(backend):
+    """A gradient of one pixel is of both formats, and arrives in either: the input's gradient has the traced one."""
+    torch._dynamo.reset()
+    pool = nn.AdaptiveAvgPool2d(1)
+    compiled = torch.compile(pool, backend=backend, fullgraph=True, dynamic=True)
+    for format in (torch.channels_last, torch.contiguous_format):
+        x = torch.rand(2, 4, 9, 11).to(memory_format=format).requires_grad_()
+        actual, expected = (torch.autograd.grad(f(x).sin().sum(), x)[0] for f in (compiled, pool))
+        assert_close(actual, expected, check_stride=True)
+
+
 def operators(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target).split(".")[1] for node in program.graph.nodes if "torchconv" in str(node.target)]
 
