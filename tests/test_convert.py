@@ -172,6 +172,7 @@ def test_what_is_left_and_why():
             "own": Standardised(1, 1, 3),
             "instance": on_instance,
             "elsewhere": torchvision.ops.DeformConv2d(1, 1, 3),
+            "namesake": type("Conv2d", (torch.nn.Module,), {})(),
             "scripted": torch.jit.trace(torch.nn.Conv2d(1, 1, 3), torch.randn(1, 1, 4, 4)),
             "linear": torch.nn.Linear(1, 1),
             "converted": torch.nn.Conv2d(1, 1, 3),
@@ -179,15 +180,16 @@ def test_what_is_left_and_why():
     )
     report = torchconv.convert(model)
     assert report.done == {"converted": "Conv2d"}
-    assert list(report.left) == ["own", "instance", "elsewhere", "scripted"]
+    assert list(report.left) == ["own", "instance", "elsewhere", "namesake", "scripted"]
     for name, reason in {
         "own": "Standardised has a forward of its own; torchconv.override() routes",
         "instance": "Forward has a forward of its own",
-        "elsewhere": "DeformConv2d is not one of torch.nn's",
+        "elsewhere": "torchvision.ops.deform_conv's DeformConv2d is not one of torch.nn's",
+        "namesake": "test_convert's Conv2d is not one of torch.nn's",
         "scripted": "Conv2d is not one of torch.nn's",
     }.items():
         assert reason in report.left[name]
-        assert f"left {name}: {reason}" in repr(report)
+        assert f"left {name}: {report.left[name]}" in repr(report)
 
 
 def test_what_revert_leaves_and_why():
@@ -290,10 +292,10 @@ def fusible(namespace: Any, **conv: Any) -> torch.nn.Sequential:
 def test_fuse(namespace):
     """The same outputs, gradients and state_dict; and back."""
     model, x = fusible(namespace, padding="same").double(), torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    conv, keys, expected = model[0], list(model.state_dict()), results(model, x)
+    modules, keys, expected = list(model), list(model.state_dict()), results(model, x)
     report = torchconv.fuse(model)
     assert (repr(report), report.left) == ("fused 1 Conv2d", {})
-    assert model[0] is conv
+    assert model[0] is modules[0]
     assert [type(module) for module in model[:3]] == [nn.ConvReLUMaxPool2d, torch.nn.Identity, torch.nn.Identity]
     assert list(model.state_dict()) == keys
     with Recorder() as recorder:
@@ -301,10 +303,24 @@ def test_fuse(namespace):
     assert recorder.ours == ["block_fprop", "block_wgrad"]
     assert_close(actual, expected)
     assert repr(torchconv.fuse(model)) == "fused nothing"
-    assert repr(torchconv.revert(model)) == "reverted 1 ConvReLUMaxPool2d"
-    assert [type(module) for module in model[:3]] == [torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d]
-    assert not hasattr(conv, "pool_size")
-    assert_close(results(model, x), expected)
+    for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        report = torchconv.revert(each.eval())
+        assert report.done == {"0": "ConvReLUMaxPool2d"} | ({"2": "MaxPool2d"} if namespace is nn else {})
+        assert [type(module) for module in each[:3]] == [torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d]
+        assert (each[1].inplace, each[2].kernel_size, each[2].training) == (True, (2, 3), False)
+        assert not hasattr(each[0], "pool_size")
+        assert_close(results(each, x), expected)
+    assert all(a is b for a, b in zip(model, modules))
+
+
+@pytest.mark.parametrize("sizes", [(2,), ((2,),), ([2, 3],), ((2, 3), [2, 3], [0], (1,))], ids=str)
+def test_windows_that_fuse(sizes):
+    """However torch lets sizes be written."""
+    model, x = fusible(torch.nn), torch.randn(1, 2, 8, 8)
+    model[2] = torch.nn.MaxPool2d(*sizes)
+    expected = model(x)
+    assert repr(torchconv.fuse(model)) == "fused 1 Conv2d"
+    assert_close(model(x), expected)
 
 
 def test_fuse_vgg():

@@ -1,5 +1,6 @@
 """What of PyTorch works around the modules and functions: mixed precision, hooks, checkpoints, sharding, counters, …"""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -51,12 +52,14 @@ def gradients(model: torch.nn.Module, x: Tensor, run: Callable[..., Tensor] | No
 # Mixed precision ------------------------------------------------------------------------------------------------------
 
 
-def mixed(function: Callable[..., Any], device: str, name: str, dtype: torch.dtype) -> list[torch.dtype]:
-    """Types of the result and of the gradients, under autocast."""
+def mixed(
+    function: Callable[..., Any], device: str, name: str, dtype: torch.dtype, low: torch.dtype
+) -> list[torch.dtype]:
+    """Types of the result and of the gradients, under autocast to `low`."""
     torch.manual_seed(0)
     tensors, arguments = example(name, dtype=dtype, device=device)
     tensors = {key: t.requires_grad_() for key, t in tensors.items()}
-    with torch.autocast(device, dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=low):
         y = function(**tensors, **arguments)
     y = y[0] if isinstance(y, tuple) else y
     return [y.dtype, *(g.dtype for g in torch.autograd.grad(y.sum(), list(tensors.values())))]
@@ -67,7 +70,8 @@ def mixed(function: Callable[..., Any], device: str, name: str, dtype: torch.dty
 def test_autocast(name, dtype):
     """The result has the type that torch's has, of each type of input; a gradient that of its leaf."""
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        assert mixed(ours(name), device, name, dtype) == mixed(torchs(name), device, name, dtype)
+        for low in HALF:
+            assert mixed(ours(name), device, name, dtype, low) == mixed(torchs(name), device, name, dtype, low)
 
 
 def test_which_poolings_autocast_widens():
@@ -92,6 +96,28 @@ def test_autocast_of_the_block():
         y = block(x)
     y.sum().backward()
     assert (y.dtype, block.weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "avg_pool3d"])
+def test_autocast_under_compile(name):
+    """Autocast outside and inside of what is compiled: types and values of results and gradients are the eager ones."""
+    tensors, arguments = example(name)
+    values = [t.requires_grad_() for t in tensors.values()]
+
+    def inside() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours(name)(**tensors, **arguments)
+
+    def outside() -> Tensor:
+        return ours(name)(**tensors, **arguments)
+
+    expected = inside()
+    for function, around in ((inside, contextlib.nullcontext()), (outside, torch.autocast("cpu", torch.bfloat16))):
+        torch._dynamo.reset()
+        with around:
+            y = torch.compile(function, fullgraph=True, backend="aot_eager")()
+        assert_close(y, expected)
+        assert_close(*(torch.autograd.grad(t.sum(), values, retain_graph=True) for t in (y, expected)))
 
 
 def test_grad_scaler():

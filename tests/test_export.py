@@ -70,6 +70,18 @@ def test_inductor(fused):
     assert_close(compiled, expected)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_memory_format_of_one_pixel(backend):
+    """A gradient of one pixel is of both formats, and arrives in either: the input's gradient has the traced one."""
+    torch._dynamo.reset()
+    pool = nn.AdaptiveAvgPool2d(1)
+    compiled = torch.compile(pool, backend=backend, fullgraph=True, dynamic=True)
+    for format in (torch.channels_last, torch.contiguous_format):
+        x = torch.rand(2, 4, 9, 11).to(memory_format=format).requires_grad_()
+        actual, expected = (torch.autograd.grad(f(x).sin().sum(), x)[0] for f in (compiled, pool))
+        assert_close(actual, expected, check_stride=True)
+
+
 def operators(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target).split(".")[1] for node in program.graph.nodes if "torchconv" in str(node.target)]
 
@@ -118,11 +130,17 @@ def test_aot_inductor(tmp_path):
 
 
 def test_onnx(tmp_path):
-    """ONNX has no operators of ours: a model goes there reverted to torch.nn's modules."""
-    pytest.importorskip("onnxscript")
+    """ONNX has no operators of ours: a model goes there reverted to torch.nn's modules, and computes the same."""
+    import onnx.reference
+
     model, x = torch.nn.Sequential(nn.Conv2d(1, 2, 3), torch.nn.ReLU(), nn.MaxPool2d(2)).eval(), torch.randn(1, 1, 8, 8)
-    with pytest.raises(torch.onnx.errors.OnnxExporterError):
-        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    expected = model(x)
+    with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"torchconv\.conv_fprop"):
+        torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     torchconv.revert(model)
     program: Any = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    evaluator = onnx.reference.ReferenceEvaluator(str(tmp_path / "model.onnx"))
     assert {"Conv", "MaxPool"} <= {node.op_type for node in program.model.graph}
+    [y] = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
+    assert_close(torch.from_numpy(y), expected)

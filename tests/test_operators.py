@@ -234,6 +234,22 @@ def test_compiles_for_any_batch_and_image(name):
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv_relu_max_pool2d"])
+def test_compiles_for_any_kernel(name):
+    """Also where the backward pass has no tensor of the kernel's size: padding 'same', and no gradient of the input."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, w: ours(name)(x, w, padding="same"), backend=counter, fullgraph=True, dynamic=True
+    )
+    for kernel in ((3, 2), (2, 5)):
+        x, w = torch.randn(5, 4, 7, 8), torch.randn(6, 4, *kernel, requires_grad=True)
+        expected, y = ours(name)(x, w, padding="same"), compiled(x, w)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(t.sin().sum(), w) for t in (y, expected)))
+    assert counter.frame_count == 1
+
+
 def test_inference_mode():
     x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
     with torch.inference_mode():

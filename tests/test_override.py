@@ -1,6 +1,7 @@
 """Functions that a model calls, routed to this package's."""
 
 import contextlib
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from support import Recorder, example, torchs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import torchconv
 from torchconv import functional
@@ -76,12 +78,47 @@ def test_override_routes_what_convert_leaves():
     assert recorder.ours == ["conv_fprop"]
 
 
+def ran() -> list[str]:
+    """What of this package a call of torch's function runs."""
+    with Recorder() as recorder:
+        F.avg_pool2d(torch.randn(1, 1, 3, 3), 2)
+    return recorder.ours
+
+
+def test_override_nests_and_belongs_to_its_thread():
+    elsewhere: list[list[str]] = []
+    with torchconv.override():
+        with torchconv.override():
+            assert ran() == ["avg_pool"]
+        assert ran() == ["avg_pool"]
+        thread = threading.Thread(target=lambda: elsewhere.append(ran()))
+        thread.start()
+        thread.join()
+    assert (ran(), elsewhere) == ([], [[]])
+
+
+def test_override_under_checkpointing():
+    """As its docstring says: also what is computed anew, wherever the backward pass runs."""
+    x, w = torch.randn(1, 1, 5, 5, requires_grad=True), torch.randn(1, 1, 3, 3, requires_grad=True)
+
+    def f(x: Tensor) -> Tensor:
+        return F.conv2d(x, w).sin()
+
+    expected = torch.autograd.grad(f(x).sum(), (x, w))
+    for around in (contextlib.nullcontext(), torchconv.override()):
+        x.grad = w.grad = None
+        y = checkpoint(f, x, use_reentrant=False, context_fn=lambda: (torchconv.override(), torchconv.override()))
+        with Recorder() as recorder, around:
+            y.sum().backward()
+        assert recorder.ours[0] == "conv_fprop"
+        assert not recorder.forbidden
+        assert_close((x.grad, w.grad), expected)
+
+
 def test_override_ends_when_an_error_is_raised():
     with pytest.raises(RuntimeError, match="expected 4D weight"), torchconv.override():
         F.conv2d(torch.randn(1, 1, 3, 3), torch.randn(1))
-    with Recorder() as recorder:
-        F.avg_pool2d(torch.randn(1, 1, 3, 3), 2)
-    assert not recorder.ours
+    assert ran() == []
 
 
 def test_override_under_compile():
@@ -91,4 +128,4 @@ def test_override_under_compile():
     expected = compiled(x, w)
     with torchconv.override():
         assert_close(compiled(x, w), expected)
-    assert ["torchconv" in graph.print_readable(False) for graph in counted.graphs] == [False, True]
+    assert ["torchconv.conv_fprop" in graph.code for graph in counted.graphs] == [False, True]

@@ -160,20 +160,44 @@ def check(call: Call, device: torch.device) -> None:
         arguments["_random_samples"] = torch.rand(*x.shape[:2], x.dim() - 2, dtype=x.dtype, device=device)
     y = ours(call.name)(**tensors, **arguments)
     g = laid_out((torch.randint(least, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
-    if g is None:
-        y.sum().backward()
-    else:
-        y.backward(g.to(device))
+    actual = gradients_of(y, tensors, g)
+    assert y.dtype is call.dtype
+    # What tracing believes of the result and of the gradients, from tensors without data.
+    z = ours(call.name)(**(traced := without_data(tensors)), **without_data(arguments))
+    believed = gradients_of(z, traced, None if g is None else without_data({"g": g})["g"])
+    least_size = 2 if power else 1  # torch itself, in elementwise steps, believes other strides of a size of 1
+    assert [described(t, least_size) for t in (z, *believed)] == [described(t, least_size) for t in (y, *actual)]
     if "fractional" in call.name:
         expected, gradients = fractional_reference(call.name, x, g, arguments)
     else:
         cpus = {key: t.cpu() if isinstance(t, torch.Tensor) else t for key, t in arguments.items()}
         expected, gradients = reference(call.name, tensors, g, **cpus)
-    assert y.dtype is call.dtype
     # A power average rounds after each of its own steps, and backward each of theirs.
     assert_close(y, expected, call.terms[""], "result", roundings=4 if power else 1)
-    for key, t in tensors.items():
-        assert_close(t.grad, gradients[key], call.terms[key], key, roundings=9 if power else 1)
+    for key, gradient in zip(tensors, actual):
+        assert_close(gradient, gradients[key], call.terms[key], key, roundings=9 if power else 1)
+
+
+def gradients_of(y, tensors, g):
+    """Those of `tensors`, for the result's own gradient `g`; None for that of a result without elements."""
+    if g is None:
+        return torch.autograd.grad(y.sum(), list(tensors.values()))
+    return torch.autograd.grad(y, list(tensors.values()), g.to(y.device))
+
+
+def without_data(values):
+    return {
+        key: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta", requires_grad=t.requires_grad)
+        if isinstance(t, torch.Tensor)
+        else t
+        for key, t in values.items()
+    }
+
+
+def described(t, least_size):
+    """Type, shape, and the strides that lead somewhere: those of sizes from `least_size`, where there are elements."""
+    strides = [step for size, step in zip(t.shape, t.stride()) if t.numel() and size >= least_size]
+    return t.dtype, t.shape, strides
 
 
 def fractional_reference(name, x, g, arguments):

@@ -53,16 +53,21 @@ def test_importing_leaves_triton_alone():
     assert "torchconv.conv_fprop" in run(code)
 
 
-@pytest.mark.parametrize("source", ["raise ImportError('of something else')", "def matmul(): ..."])
-def test_another_package_of_the_kernels_name(tmp_path, source):
-    """Where Python finds it rather than ours, one message says so, and how to mend it; all else works."""
-    other = tmp_path / "triton_kernels"
-    other.mkdir()
-    (other / "__init__.py").write_text(source)
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [("triton_kernels/__init__.py", "raise ImportError('of something else')"), ("triton_kernels.py", "matmul = None")],
+)
+def test_another_package_of_the_kernels_name(tmp_path, file, source):
+    """Where Python finds it rather than ours, importing torchconv says so once, and how to mend it; all else works."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(source)
     code = """if True:
-        import sys
+        import sys, warnings
         sys.path.insert(0, sys.argv[1])
-        import torch, torchconv
+        import torch
+        with warnings.catch_warnings(record=True) as said:
+            import torchconv
+        print(*(warning.message for warning in said), sep="\\n")
         x = torch.randn(1, 1, 4, 4)
         torchconv.functional.max_pool2d(x, 2)
         try:
@@ -71,6 +76,7 @@ def test_another_package_of_the_kernels_name(tmp_path, source):
         except RuntimeError as error:
             print(error)
     """
-    message = run(code, tmp_path)
-    assert f"another package of that name in {other}: " in message
-    assert "pip uninstall triton_kernels" in message
+    said, raised = run(code, tmp_path).splitlines()
+    assert said == raised
+    assert f"another package of that name in {(tmp_path / file).parent if '/' in file else tmp_path / file}: " in said
+    assert "pip uninstall triton_kernels" in said

@@ -8,15 +8,19 @@ convolution, ReLU and max pooling, and `with torchconv.override():` routes the f
 
 import importlib.metadata
 import sys
+import warnings
 
 from torchconv import functional, models, nn
-from torchconv.backend import backend
+from torchconv.backend import backend, other_kernels
 from torchconv.convert import Report, convert, fuse, revert
 from torchconv.override import override
 
 # The counter of FLOPs imports Triton, so it is not imported here; whoever does so later imports `torchconv.flops` too.
 if "torch.utils.flop_counter" in sys.modules:
     from torchconv import flops  # noqa: F401
+
+if _message := other_kernels():
+    warnings.warn(_message, stacklevel=2)
 
 try:
     __version__ = importlib.metadata.version("torchconv")  # that of the tag it was built from

@@ -88,15 +88,22 @@ def kernels() -> ModuleType:
     Raises:
         RuntimeError: it is the other one that Python finds.
     """
-    found = importlib.util.find_spec("triton_kernels")
-    places = list(found.submodule_search_locations or ()) if found else []
-    if places and not any(os.path.exists(os.path.join(place, "conv_fprop.py")) for place in places):
-        raise RuntimeError(
-            f"torchconv's kernels are in its package triton_kernels, but Python finds another package of that name in "
-            f"{', '.join(places)}: remove that with 'pip uninstall triton_kernels' and install torchconv again, or put "
-            f"the folder that torchconv is in before it on sys.path"
-        )
+    if message := other_kernels():
+        raise RuntimeError(message)
     return importlib.import_module("triton_kernels")
+
+
+def other_kernels() -> str | None:
+    """What to say if it is not this project's `triton_kernels` that Python finds; imports nothing."""
+    found = importlib.util.find_spec("triton_kernels")
+    places = list(found.submodule_search_locations or [found.origin or ""]) if found else []
+    if not places or any(os.path.exists(os.path.join(place, "conv_fprop.py")) for place in places):
+        return None
+    return (
+        f"torchconv's kernels are in its package triton_kernels, but Python finds another package of that name in "
+        f"{', '.join(places)}: remove that with 'pip uninstall triton_kernels' and install torchconv again, "
+        f"or put the folder that torchconv is in before it on sys.path; until then all but the kernels works"
+    )
 
 
 def _gpu_present() -> bool:

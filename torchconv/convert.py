@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from torchconv import nn
+from torchconv.geometry import as_tuple
 
 Module = torch.nn.Module
 
@@ -150,7 +151,9 @@ def fuse(model: Module) -> Report:
             report.done[name] = type(conv).__name__
             conv.__class__, conv.pool_size = nn.ConvReLUMaxPool2d, pool.kernel_size
             for key in (second, third):
-                setattr(parent, key, torch.nn.Identity().train(parent.training))
+                place = torch.nn.Identity().train(parent._modules[key].training)
+                vars(place)["replaced"] = (parent._modules[key],)  # for `revert`; in a tuple, so it is no child
+                setattr(parent, key, place)
     return report
 
 
@@ -177,7 +180,7 @@ def _ours(module: Module) -> type | str | None:
     if base is None:
         name = getattr(module, "original_name", cls.__name__)  # of a module that TorchScript has compiled
         subject = not nn.functional.passes_through(name) and not any(True for _ in module.children())
-        return f"{name} is not one of torch.nn's classes" if subject else None
+        return f"{cls.__module__}'s {name} is not one of torch.nn's classes" if subject else None
     if base in _TORCHS:
         return None
     own = [name for name in _COMPUTING if getattr(cls, name, None) is not getattr(base, name, None)]
@@ -261,8 +264,7 @@ def _obstacle(parent: Module, conv: Any, relu: Any, pool: Any) -> str | None:
     if not conv.weight.is_floating_point():
         return f"its parameters are {conv.weight.dtype}"
     kernel, stride, padding, dilation = (
-        value if isinstance(value, tuple) else (value, value)
-        for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        as_tuple(getattr(pool, name), 2, name) for name in ("kernel_size", "stride", "padding", "dilation")
     )
     if kernel != stride or padding != (0, 0) or dilation != (1, 1) or pool.ceil_mode or pool.return_indices:
         return "the pooling's windows do not tile its input, or it returns more than their maxima"
@@ -275,11 +277,10 @@ def _unfuse(path: str, parent: torch.nn.Sequential) -> dict[str, str]:
     """Every block and the two `Identity` that `fuse` left behind it, as the three modules that they were."""
     done = {}
     for first, second, third in _threes(parent):
-        block, *rest = (parent._modules[key] for key in (first, second, third))
-        if type(block) is nn.ConvReLUMaxPool2d and all(type(module) is torch.nn.Identity for module in rest):
-            pool = torch.nn.MaxPool2d(block.pool_size)  # type: ignore[arg-type]
-            setattr(parent, second, torch.nn.ReLU().train(parent.training))
-            setattr(parent, third, pool.train(parent.training))
+        block, *places = (parent._modules[key] for key in (first, second, third))
+        if type(block) is nn.ConvReLUMaxPool2d and all("replaced" in vars(place) for place in places):
+            for key, place in zip((second, third), places):
+                setattr(parent, key, vars(place)["replaced"][0].train(place.training))
             del block.pool_size
             block.__class__ = torch.nn.Conv2d  # type: ignore[assignment]
             done[_joined(path, first)] = "ConvReLUMaxPool2d"

@@ -37,12 +37,17 @@ def arranged(t: Tensor, format: torch.memory_format) -> Tensor:
 
     Where sizes of 1 let both formats hold, other strides over the same memory: strides are what the operators go by.
     """
+    compiled = 1 in t.shape and torch.compiler.is_compiling()
+    if compiled:
+        # A gradient's strides, where its sizes are 1, may be others than tracing saw.  This makes a tensor that has the
+        # ones that it saw, and the compiler does not leave it out, as it would a copy or a view.
+        t = t.neg().neg()
     if format == torch.contiguous_format:
         t = t.contiguous()
         return t.view(-1).view(t.shape) if 1 in t.shape else t
     if t.numel() == 0:
         return torch.empty_like(t, memory_format=format)
-    if memory_format(t) == format and t.is_contiguous(memory_format=format):
+    if not compiled and memory_format(t) == format and t.is_contiguous(memory_format=format):
         return t
     last = t.movedim(1, -1)
     return last.contiguous().view(-1).view(last.shape).movedim(-1, 1)

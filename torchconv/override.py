@@ -21,7 +21,9 @@ class override(TorchFunctionMode):
 
     Routed are the functions of `torch.nn.functional` of the names in `torchconv.functional`, hence torch.nn's modules,
     and `torch.conv2d` and its kin.  Not routed are what another thread calls, what runs inside a model that TorchScript
-    has compiled, and the operators `torch.ops.aten` themselves.  The backward pass needs no `with` block.
+    has compiled, and the operators `torch.ops.aten` themselves.  The backward pass needs no `with` block, but
+    for what activation checkpointing computes anew: give `torch.utils.checkpoint.checkpoint` the argument
+    `context_fn=lambda: (torchconv.override(), torchconv.override())`.
 
     Example:
         >>> with torchconv.override():

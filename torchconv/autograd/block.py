@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
-from torchconv.autograd.tracing import Direct, traced
+from torchconv.autograd.tracing import Direct, measured, traced
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -35,8 +35,8 @@ class Block(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, w, _, ctx.geometry = inputs
-        ctx.format = memory_format(x, w)
+        x, w, _, geometry = inputs
+        ctx.geometry, ctx.format = measured(geometry, kernel=w), memory_format(x, w)
         ctx.mark_non_differentiable(output[1])
         need_x, need_w = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_w else None, w if need_x else None, output[1])

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, traced
+from torchconv.autograd.tracing import Direct, measured, traced
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -42,6 +42,7 @@ class Conv(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
+        ctx.geometry = measured(ctx.geometry, kernel=inputs[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
@@ -72,6 +73,7 @@ class ConvInputGrad(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
+        ctx.geometry = measured(ctx.geometry, kernel=inputs[1])
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.pool import Transforms, measured
-from torchconv.autograd.tracing import traced
+from torchconv.autograd.pool import Transforms
+from torchconv.autograd.tracing import measured, traced
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -82,7 +82,7 @@ class FractionalMaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, (inputs[0], output[1], measured(IndexGeometry(inputs[2].input), inputs[0])))
+        _save(ctx, (inputs[0], output[1], measured(IndexGeometry(inputs[2].input), input=inputs[0])))
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod

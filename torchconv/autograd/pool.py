@@ -15,25 +15,15 @@ and divided by the window's size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, traced
+from torchconv.autograd.tracing import Direct, measured, traced
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
-
-
-def measured(geometry: Any, x: Tensor) -> Any:
-    """The geometry of `x`; while Dynamo traces, with the sizes of `x` read anew.
-
-    It traces a Function's forward and backward pass as two graphs, and a dynamic size in the second must come from a
-    tensor of the first: torch 2.14 loses one computed outside of both between them ("does not belong to this Graph").
-    """
-    return replace(geometry, input=tuple(x.shape[2:])) if traced() else geometry
 
 
 class MaxPool(Function):
@@ -45,7 +35,7 @@ class MaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = measured(inputs[1], inputs[0]), memory_format(inputs[0])
+        ctx.geometry, ctx.format = measured(inputs[1], input=inputs[0]), memory_format(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -96,7 +86,7 @@ class AvgPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = measured(inputs[1], inputs[0]), memory_format(inputs[0])
+        ctx.geometry, ctx.format = measured(inputs[1], input=inputs[0]), memory_format(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:

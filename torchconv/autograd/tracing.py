@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 
@@ -51,3 +53,12 @@ def traced() -> bool:
     it is: of a plain Function, torch would differentiate the forward pass, whose operators have no derivative.
     """
     return torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+
+
+def measured(geometry: Any, **tensors: Tensor) -> Any:
+    """The geometry; while Dynamo traces, with these of its fields read anew, as the spatial sizes of these tensors.
+
+    It traces a Function's forward and backward pass as two graphs, and a dynamic size in the second must come from a
+    tensor of the first: torch 2.14 loses one computed outside of both between them ("does not belong to this Graph").
+    """
+    return replace(geometry, **{field: tuple(t.shape[2:]) for field, t in tensors.items()}) if traced() else geometry

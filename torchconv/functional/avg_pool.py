@@ -104,6 +104,8 @@ def adaptive_avg_pool2d(input: Tensor, output_size: AdaptiveSize) -> Tensor:
 
         y[n, c, o] = mean of input[n, c, i] over ⌊o·H/H'⌋ ≤ i < ⌈(o + 1)·H/H'⌉
 
+    The windows are those of He et al. 2014, "Spatial pyramid pooling in deep convolutional networks".
+
     Args:
         input: [N, C, H, W] or [C, H, W], floating point.
         output_size: H' and W' in pixels; an int for both; None keeps the input's.
@@ -140,6 +142,8 @@ def lp_pool2d(
     """The power average of every window, as `torch.nn.functional.lp_pool2d`.
 
         y[n, c, o] = (Σ_k input[n, c, o·stride + k]^p)^(1/p), of a negative sum 0
+
+    (Sermanet, Chintala & LeCun 2012, "Convolutional neural networks applied to house numbers digit classification".)
 
     Args:
         input: [N, C, H, W] or [C, H, W], floating point; integers if their power is floating point or int64.

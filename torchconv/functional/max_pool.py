@@ -133,6 +133,8 @@ def adaptive_max_pool2d(input: Tensor, output_size: AdaptiveSize, return_indices
 
         y[n, c, o] = max of input[n, c, i] over ⌊o·H/H'⌋ ≤ i < ⌈(o + 1)·H/H'⌉
 
+    The windows are those of He et al. 2014, "Spatial pyramid pooling in deep convolutional networks".
+
     Args:
         input: [N, C, H, W] or [C, H, W], floating point.
         output_size: H' and W' in pixels; an int for both; None keeps the input's.
