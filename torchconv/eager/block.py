@@ -149,10 +149,9 @@ def _unshifted(matrix: Tensor, size: tuple[int, ...], geometry: BlockGeometry) -
 
 
 def _zeros(like: Tensor, size: Sequence[int], geometry: BlockGeometry) -> Tensor:
-    rows, columns = (
-        math.prod(geometry.pool) * size[0] // geometry.groups,
-        math.prod(geometry.of_patches().kernel) * size[1],
-    )
+    """Zeros in the shape of `_shifted`, for a weight of this size."""
+    rows = size[0] // geometry.groups * math.prod(geometry.pool)
+    columns = size[1] * math.prod(geometry.of_patches().kernel)
     return like.new_zeros((geometry.groups, rows, columns), dtype=accumulation_dtype(like.dtype))
 
 

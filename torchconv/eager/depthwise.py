@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
-from torchconv.eager.windows import CHUNK, accumulation_dtype, chunks, last, padded, scratch, zero_total
+from torchconv.eager.windows import accumulation_dtype, chunks, last, padded, samples, scratch, zero_total
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
@@ -92,7 +92,7 @@ def wgrad(
 
 
 def _batches(batch: int, geometry: ConvGeometry) -> list[slice]:
-    return chunks(batch, geometry.groups * math.prod(geometry.padded), CHUNK)
+    return samples(batch, geometry.groups * math.prod(geometry.padded))
 
 
 def _by_channel(t: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -20,6 +20,7 @@ from torchconv.eager.slices import (
     divisors,
     first_taps,
     known_starts,
+    single_windows,
     tap_pieces,
     window_pieces,
     window_starts,
@@ -141,7 +142,10 @@ def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> T
     y = _empty(x, geometry.output, format)
     for part in _chunks(x, geometry) if y.numel() else ():
         total = x[part].to(accumulation_dtype(x.dtype))
-        for dim, axis in enumerate(geometry.axes, start=2):
+        single, others = single_windows(geometry)
+        if single.dims:
+            total = total[single.inputs].sum(single.dims, keepdim=True)
+        for dim, axis in others:
             total = _sum(total, dim, axis)
         _divide(total, geometry, out=y[part])
     return y

@@ -48,6 +48,22 @@ def axis_pieces(axis: Axis, dim: int, dims: int) -> Pieces:
     return Pieces(taps, False, tile)
 
 
+class Single(NamedTuple):
+    """The dimensions that have one window, and its inputs."""
+
+    dims: list[int]
+    inputs: _Index
+
+
+@functools.lru_cache(maxsize=256)
+def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis]]]:
+    """The dimensions that one window sums up, which go in one pass, and the others."""
+    axes = list(enumerate(geometry.axes, start=len(_EVERYTHING)))
+    inputs = (_window(axis, 0) if axis.output == 1 else slice(None) for _, axis in axes)
+    single = Single([dim for dim, axis in axes if axis.output == 1], (*_EVERYTHING, *inputs))
+    return single, [(dim, axis) for dim, axis in axes if axis.output != 1]
+
+
 class Tap(NamedTuple):
     """A window's tap: the outputs that have it inside the input, these inputs, and whether that is all outputs."""
 

@@ -47,6 +47,11 @@ def chunks(number: int, elements: int, limit: int) -> list[slice]:
     return [slice(start, min(start + step, number)) for start in range(0, number, step or 1)]
 
 
+def samples(batch: int, elements: int) -> list[slice]:
+    """Slices of a batch, of so many elements a sample, that are taken one after the other."""
+    return chunks(batch, elements, CHUNK)
+
+
 class Batch(NamedTuple):
     """Some samples, one dimension of which leads.
 
@@ -80,16 +85,16 @@ def batches(geometry: ConvGeometry, batch: int, channels: int) -> list[Batch]:
     taps, outputs = channels * math.prod(geometry.kernel[1:]), math.prod(geometry.output[1:])
     row = taps * outputs * geometry.stride[0]  # elements of a sample's rows for one output along the first dimension
     many_taps = geometry.rank > 1 and geometry.kernel[0] > 1 and geometry.dilation[0] == 1
-    some = chunks(batch, row * geometry.output[0], CHUNK)
+    some = samples(batch, row * geometry.output[0])
     if many_taps and some and some[0].stop * outputs >= _COLUMNS:
         parts = chunks(geometry.output[0], row * some[0].stop, CHUNK)
-        return [Batch(samples, "first", geometry, parts) for samples in some]
+        return [Batch(part, "first", geometry, parts) for part in some]
     by_sample = geometry.groups == 1 and outputs * geometry.output[0] >= _COLUMNS
     found = []
-    for samples in chunks(batch, taps * outputs * geometry.kernel[0] * geometry.output[0], CHUNK):
-        number = samples.stop - samples.start if by_sample else 1
+    for part in samples(batch, taps * outputs * geometry.kernel[0] * geometry.output[0]):
+        number = part.stop - part.start if by_sample else 1
         lifted = _with_lead(geometry, number)
-        found.append(Batch(samples, "batch" if by_sample else "unit", lifted, [slice(0, number)]))
+        found.append(Batch(part, "batch" if by_sample else "unit", lifted, [slice(0, number)]))
     return found
 
 
