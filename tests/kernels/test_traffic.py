@@ -129,7 +129,8 @@ MET = {
     ("lenet pool1", "NHWC"): ("forward", "backward"),
     ("lenet pool2", "NCHW"): ("forward", "backward"),
     ("lenet pool2", "NHWC"): ("forward", "backward"),
-    ("depthwise", "NCHW"): ("forward", "dgrad"),
+    ("depthwise", "NCHW"): ("forward", "dgrad", "wgrad"),
+    ("depthwise", "NHWC"): ("forward", "dgrad", "wgrad"),
 }
 
 
