@@ -47,9 +47,6 @@ GRADIENT_TILES: dict[int, tuple[Tile, ...]] = {
     8: (Tile(16, 32, 16, 4, 2), Tile(32, 32, 16, 4, 2)),
 }
 
-# Tiles of the depthwise wgrad by bytes per element: no rows; columns are channels, the reduction pixels.
-DEPTHWISE_TILES: dict[int, Tile] = {2: Tile(1, 32, 64, 4, 2), 4: Tile(1, 32, 64, 4, 2), 8: Tile(1, 32, 32, 4, 2)}
-
 # From this many channels on, a reduction walks one window tap and a block of channels at a time; below it, the
 # flattened (channel, tap) index, because a block of 16 or more would be mostly padding.
 TAP_BY_TAP = 16

@@ -59,16 +59,16 @@ def conv_cases(target: str) -> Iterator[Case]:
                 if both or i % 2 == 1:
                     conv = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
                     yield conv_case(name, kind, conv, "channels_last", tile)
-            # More than 2^31 elements, in the format whose addresses take more registers.
             depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
             if kind != TF32:
                 yield conv_case(name, kind, depthwise, "channels_last", bias=True, note="depthwise")
                 yield conv_case(name, kind, depthwise._replace(size=(29, 31)), "contiguous", note="depthwise")
             if kind in (torch.float16, torch.float64):
-                yield conv_case(
-                    name, kind, depthwise._replace(batch=40000, size=(32, 32)), "contiguous", note="depthwise"
-                )
+                big = depthwise._replace(batch=40000, size=(32, 32))  # more than 2^31 elements
+                yield conv_case(name, kind, big, "channels_last", note="depthwise")
+                yield conv_case(name, kind, big, "contiguous", note="depthwise")
             if kind is not torch.bfloat16:
+                # More than 2^31 elements, in the format whose addresses take more registers.
                 yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
     branches = {
         "1d": Conv(64, 32, 32, (100,), (3,), padding=1),
@@ -82,6 +82,9 @@ def conv_cases(target: str) -> Iterator[Case]:
         "replicate": Conv(64, 32, 32, (28, 28), (3, 3), padding=1, padding_mode="replicate"),
         "circular": Conv(64, 3, 7, (28, 28), (5, 5), padding=2, padding_mode="circular"),
         "odd_channels": Conv(64, 37, 53, (29, 31), (3, 3), padding=1),
+        "depthwise_many_taps": Conv(64, 32, 32, (28, 28), (5, 5), padding=2, groups=32),
+        "depthwise_multiplied": Conv(64, 32, 64, (29, 31), (3, 3), stride=2, padding=1, groups=32),
+        "depthwise_3d": Conv(8, 32, 32, (16, 16, 16), (3, 3, 3), padding=1, groups=32),
     }
     for dtype in (torch.float16, torch.float32):
         for name in (*CONV, *BLOCK):

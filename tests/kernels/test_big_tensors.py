@@ -51,7 +51,7 @@ def test_convolution(monkeypatch, name, size, channels_last):
     if name == "conv_wgrad":
         # The first, the middle and the last split reach the ends of the tensors, in a few deep steps each.
         monkeypatch.setattr(configs, "split", lambda pixels, *rest: (-(-pixels // 16384), 16384))
-        monkeypatch.setitem(configs.DEPTHWISE_TILES, 2, DEEP)
+        monkeypatch.setattr(configs, "SPLIT_PROGRAMS", 2**20)  # of the depthwise kernel
     bias = torch.empty(64, dtype=torch.float16, device="meta")
     tile = DEEP if name == "conv_wgrad" else configs.PRODUCT_TILES[2][0]
     with configs.forced(tile), checked(overflow=True, programs=ends) as checker:

@@ -7,12 +7,14 @@ from support import assert_close
 
 import triton_kernels
 from torchconv.geometry import BlockGeometry
-from triton_kernels import configs
-from triton_kernels.conv_depthwise import is_depthwise
+from triton_kernels import configs, conv_depthwise
+from triton_kernels.conv_depthwise import is_depthwise, walk_length
 
 DEPTHWISE = {
     "1d": Conv(3, 5, 10, (30,), (5,), stride=2, padding=2, groups=5),
-    "2d": Conv(2, 40, 40, (6, 7), (3, 3), padding=1, groups=40),
+    "2d": Conv(2, 18, 18, (8, 9), (3, 3), padding=1, groups=18),
+    "2d_many_taps": Conv(2, 3, 3, (8, 9), (5, 5), padding=2, groups=3),
+    "2d_dilated": Conv(2, 4, 4, (13, 12), (4, 3), stride=(4, 3), padding=(3, 2), dilation=2, groups=4),
     "2d_multiplied": Conv(2, 3, 9, (7, 8), (3, 2), stride=(2, 3), padding=(1, 0), dilation=(2, 1), groups=3),
     "3d": Conv(1, 4, 8, (4, 3, 5), (2, 3, 2), padding=1, groups=4),
 }
@@ -35,10 +37,13 @@ def run(name, conv, dtype, channels_last):
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("name", CONV)
 def test_every_type(monkeypatch, name, dtype):
-    """In splits of one step each, so that the partial sums of several programs are added."""
-    monkeypatch.setattr(configs, "SPLIT_LENGTH", configs.DEPTHWISE_TILES[dtype.itemsize].k)
+    """In several programs along each axis, of several steps each: pixels are walked over, and partial sums added."""
+    monkeypatch.setattr(conv_depthwise, "_THREADS", 64)
+    monkeypatch.setattr(conv_depthwise, "_PIXELS", 64)
+    monkeypatch.setattr(conv_depthwise, "walk_length", lambda *shape: 128)
+    monkeypatch.setattr(configs, "SPLIT_LENGTH", 128)
     run(name, DEPTHWISE["2d"], dtype, channels_last=True)
-    run(name, DEPTHWISE["2d_multiplied"], dtype, channels_last=False)
+    run(name, DEPTHWISE["2d"], dtype, channels_last=False)
 
 
 @pytest.mark.usefixtures("nan_filled")
@@ -62,9 +67,9 @@ def test_gradients_through_winners():
     conv = DEPTHWISE["2d"]
     geometry = BlockGeometry(**vars(conv.geometry), pool=(2, 3))
     x, w, _ = conv.operands(torch.float32)
-    g = torch.randn(2, 40, *geometry.pooled, device=DEVICE)
+    g = torch.randn(2, 18, *geometry.pooled, device=DEVICE)
     winner = torch.randint(0, 7, g.shape, device=DEVICE).to(torch.uint8)  # tap 6 is nobody's
-    full = torch.zeros(2, 40, *geometry.output, device=DEVICE)
+    full = torch.zeros(2, 18, *geometry.output, device=DEVICE)
     for tap in range(6):
         full[:, :, tap // 3 :: 2, tap % 3 :: 3][:, :, : g.shape[2], : g.shape[3]] = g * (winner == tap)
     contiguous = torch.contiguous_format
@@ -74,3 +79,11 @@ def test_gradients_through_winners():
         assert torch.equal(x_grad, triton_kernels.conv_dgrad(full, w, None, conv.geometry, contiguous))
         for actual, expected in zip(w_grads, triton_kernels.conv_wgrad(x, full, True, conv.geometry, contiguous)):
             assert torch.equal(actual, expected)
+
+
+def test_walks_are_long_where_programs_are_enough():
+    """Eight times what lies beyond them: two rows of 56 pixels and two pixels, or one plane of 20 × 30 in three."""
+    assert walk_length(32 * 56 * 56, 4, (56, 56), (0, 2, 2)) == 1024  # 8 · 114 = 912 in steps of 256
+    assert walk_length(64 * 4 * 600, 64, (4, 20, 30), (1, 0, 0)) == 4864  # 8 · 600 = 4800
+    assert walk_length(56 * 56, 4, (56, 56), (0, 2, 2)) == 256  # one image: 52 programs
+    assert walk_length(32 * 56 * 56, 4, (56, 56), (0, 0, 0)) == 256  # pointwise: nothing lies beyond

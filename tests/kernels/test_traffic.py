@@ -129,15 +129,17 @@ MET = {
     ("lenet pool1", "NHWC"): ("forward", "backward"),
     ("lenet pool2", "NCHW"): ("forward", "backward"),
     ("lenet pool2", "NHWC"): ("forward", "backward"),
-    ("depthwise", "NCHW"): ("forward", "dgrad"),
+    ("depthwise", "NCHW"): ("forward", "dgrad", "wgrad"),
+    ("depthwise", "NHWC"): ("forward", "dgrad", "wgrad"),
 }
 
 
 @pytest.mark.parametrize(("name", "format"), MET)
 def test_aims(name, format):
-    """As the table has them, of four programs and a smaller batch."""
+    """As the table has them, of four programs and a smaller batch, but where that would shorten the programs' walks."""
     layer = named(name)
-    layer = layer._replace(size=(min(layer.size[0], 8), *layer.size[1:]))
+    if name != "depthwise":
+        layer = layer._replace(size=(min(layer.size[0], 8), *layer.size[1:]))
     for operation in MET[name, format]:
         one = passes(layer, "float16", format)[operation]
         aim = traffic.aim_of(layer, operation, traffic.figures(one, programs=4))
