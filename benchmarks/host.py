@@ -28,7 +28,7 @@ from benchmarks import tables
 from torchconv import nn
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import pool as eager_pool
-from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, of_numbers
 from torchconv.layout import memory_format
 
 # For each module: its arguments, and the size of its input.
@@ -100,9 +100,7 @@ def algebra(run: Callable[[], Any]) -> Callable[[], Any]:
     calls = []
     for operator, args in operators.calls:
         function, geometry, by = ALGEBRA[operator.name().removeprefix("torchconv::")]
-        tensors, fields = args[: -len(fields_of(geometry))], args[-len(fields_of(geometry)) :]
-        packed = geometry(*(tuple(field) if isinstance(field, list) else field for field in fields))
-        calls.append((function, (*tensors, packed, memory_format(*tensors[:by]))))
+        calls.append((function, (*args[:-1], of_numbers(geometry, tuple(args[-1])), memory_format(*args[:by]))))
 
     def compute() -> None:
         with torch.no_grad(), torch._C._AutoDispatchBelowADInplaceOrView():

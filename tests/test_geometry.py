@@ -8,7 +8,18 @@ import pytest
 import torch
 from support import ours, torchs
 
-from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, as_tuple, fields_of
+from torchconv.geometry import (
+    AvgGeometry,
+    BlockGeometry,
+    ConvGeometry,
+    FractionalGeometry,
+    IndexGeometry,
+    PoolGeometry,
+    fields_of,
+    of_numbers,
+    to_numbers,
+)
+from torchconv.integers import as_tuple, remembered
 
 
 def size_or_error(function: Callable[..., Any], *args: Any, **arguments: Any) -> Any:
@@ -118,6 +129,44 @@ def test_as_tuple():
         as_tuple((1, 2, 3), 2, "stride")
     with pytest.raises(TypeError, match=r"stride .*1\.5"):
         as_tuple(1.5, 2, "stride")
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_numbers(rank):
+    """What an operator is given of a geometry is all of it."""
+    size, weight, two = (2, 4, 9, 8, 7)[: 2 + rank], (6, 2, 2, 3, 2)[: 2 + rank], (2,) * rank
+    conv = ConvGeometry.of_conv(size, weight, (2, 1, 3)[:rank], (1, 2, 0)[:rank], (1, 2, 1)[:rank], 2, "reflect")
+    pool = PoolGeometry.of_adaptive(size, rank, (4, 3, 5)[:rank])
+    for geometry in (
+        conv,
+        BlockGeometry(*fields_of(conv), two),  # type: ignore[arg-type]
+        pool,
+        AvgGeometry(*fields_of(pool), True, 5),  # type: ignore[arg-type]
+        FractionalGeometry(size[2:], (4, 5, 3)[:rank], two),
+        IndexGeometry(size[2:]),
+    ):
+        numbers = to_numbers(geometry)
+        assert {*map(type, numbers)} == {int}
+        again = of_numbers(type(geometry), numbers)
+        assert again == geometry
+        assert [*map(type, fields_of(again))] == [*map(type, fields_of(geometry))]
+
+
+def test_remembered():
+    """Nothing is found by arguments that are equal to those of an earlier call but not the same, or can change."""
+    calls = []
+
+    @remembered
+    def function(*args: Any) -> str:
+        calls.append(args)
+        return repr(args)
+
+    number = torch.tensor(1)
+    for args in [(1, (2, 3), "a"), (True, (2, 3), "a"), (1.0, (2, 3), "a"), (1, (2.0, 3), "a"), (1, [2, 3]), (number,)]:
+        for _ in range(2):
+            assert function(*args) == repr(args)
+            number += 1
+    assert len(calls) == 2 + 4 * 2  # the first two are kept
 
 
 def test_geometries_are_values():

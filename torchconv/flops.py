@@ -15,30 +15,28 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from torchconv.geometry import ConvGeometry, fields_of
-
 Shape = Sequence[int]
 
 
-def _of_weight(samples: int, weight: Shape, geometry: tuple[Any, ...]) -> int:
-    """Twice N · output · O · C/groups · kernel, for the weight's shape and the fields of the geometry."""
-    output = geometry[fields_of(ConvGeometry).index("output")]
-    return 2 * samples * math.prod(output) * math.prod(weight)
+def _of_weight(samples: int, weight: Shape, geometry: Sequence[int]) -> int:
+    """Twice N · output · O · C/groups · kernel, for the weight's shape and the geometry: input, output, …"""
+    rank = len(weight) - 2
+    return 2 * samples * math.prod(geometry[rank : 2 * rank]) * math.prod(weight)
 
 
-def _conv_product(first: Shape, w: Shape, bias: Any, *geometry: Any, **_: Any) -> int:
+def _conv_product(first: Shape, w: Shape, bias: Any, geometry: Sequence[int], **_: Any) -> int:
     return _of_weight(first[0], w, geometry)
 
 
-def _block_dgrad(g: Shape, winner: Shape, w: Shape, *geometry: Any, **_: Any) -> int:
+def _block_dgrad(g: Shape, winner: Shape, w: Shape, geometry: Sequence[int], **_: Any) -> int:
     return _of_weight(g[0], w, geometry)
 
 
-def _conv_wgrad(x: Shape, g: Shape, with_bias: bool, *geometry: Any, out_shape: Any, **_: Any) -> int:
+def _conv_wgrad(x: Shape, g: Shape, with_bias: bool, geometry: Sequence[int], *, out_shape: Any, **_: Any) -> int:
     return _of_weight(x[0], out_shape[0], geometry)
 
 
-def _block_wgrad(x: Shape, g: Shape, winner: Shape, with_bias: bool, *geometry: Any, out_shape: Any, **_: Any) -> int:
+def _block_wgrad(x: Shape, g: Shape, winner: Shape, with_bias: bool, geometry: Any, *, out_shape: Any, **_: Any) -> int:
     return _of_weight(x[0], out_shape[0], geometry)
 
 

@@ -13,53 +13,47 @@ and whatever lies outside the input counts as padding.  A geometry stores both t
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+from torchconv.integers import as_int, as_tuple, is_integer, remembered
 
 Ints = tuple[int, ...]
+Geometry = TypeVar("Geometry")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def is_integer(value: object) -> bool:
-    """Whether `value` counts as an integer argument: as for torch, a bool does not, and an array only if it is one."""
-    if type(value) is int:
-        return True
-    if isinstance(value, int):
-        return not isinstance(value, bool)
-    if hasattr(value, "node"):  # a symbolic size (torch.SymInt, while tracing)
-        return True
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
-
-
-def as_tuple(value: int | Sequence[int], rank: int, name: str) -> Ints:
-    """`value` as `rank` integers: an int or a sequence of one is repeated, as torch does."""
-    if type(value) is int:  # most calls; what follows takes a microsecond
-        return (value,) * rank
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        values = tuple(value)
-        if len(values) == 1:
-            values *= rank
-    else:
-        values = (value,) * rank
-    if not all(map(is_integer, values)):
-        raise TypeError(f"{name} must be an int or a tuple of {rank} ints, but got {name}={value!r}")
-    if len(values) != rank:
-        raise RuntimeError(
-            f"expected {name} to be a single int or {rank} ints, one per dimension, but got {name}={value}"
-        )
-    return values
-
-
 def fields_of(geometry: object) -> tuple[object, ...]:
-    """The values of a geometry's fields (or, of its class, their names), in the order of the operators' schemas."""
+    """The values of a geometry's fields (or, of its class, their names), in order."""
     names = tuple(geometry.__dataclass_fields__)  # type: ignore[attr-defined]
     return names if isinstance(geometry, type) else tuple(getattr(geometry, name) for name in names)
+
+
+def to_numbers(geometry: object) -> Ints:
+    """A geometry as an operator takes it: its fields one after the other, a padding mode as its place in the list."""
+    numbers: list[Any] = []
+    for value in fields_of(geometry):
+        if isinstance(value, str):
+            value = PADDING_MODES.index(value)
+        numbers += value if isinstance(value, tuple) else (int(value) if isinstance(value, bool) else value,)
+    return tuple(numbers)
+
+
+def of_numbers(cls: type[Geometry], numbers: Sequence[int]) -> Geometry:
+    """The inverse of `to_numbers`; the number of spatial dimensions follows from how many numbers there are."""
+    kinds = [field.type for field in fields(cls)]  # type: ignore[arg-type]
+    rank = (len(numbers) - len(kinds)) // kinds.count("Ints") + 1
+    rest = iter(numbers)
+
+    def read(kind: Any) -> Any:
+        if kind == "Ints":
+            return tuple(islice(rest, rank))
+        number = next(rest)
+        return PADDING_MODES[number] if kind == "str" else bool(number) if kind == "bool" else number
+
+    return cls(*map(read, kinds))
 
 
 @dataclass(frozen=True)
@@ -108,6 +102,7 @@ class ConvGeometry:
         return replace(self, groups=groups)
 
     @staticmethod
+    @remembered
     def of_conv(
         input: Sequence[int],
         weight: Sequence[int],
@@ -125,7 +120,7 @@ class ConvGeometry:
             RuntimeError: a value is out of range, or the shapes do not fit together.
         """
         rank = len(weight) - 2
-        strides, dilations = _steps(rank, stride, dilation, groups)
+        strides, dilations, groups = _steps(rank, stride, dilation, groups)
         kernel, size = tuple(weight[2:]), tuple(input[2:])
         _check_channels(input, weight, groups, input_channels=weight[1] * groups, transposed=False)
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations))
@@ -150,6 +145,7 @@ class ConvGeometry:
         return geometry
 
     @staticmethod
+    @remembered
     def of_conv_transpose(
         input: Sequence[int],
         weight: Sequence[int],
@@ -169,7 +165,7 @@ class ConvGeometry:
             RuntimeError: a value is out of range, or the shapes do not fit together.
         """
         rank = len(weight) - 2
-        strides, dilations = _steps(rank, stride, dilation, groups)
+        strides, dilations, groups = _steps(rank, stride, dilation, groups)
         lower = as_tuple(padding, rank, "padding")
         extra = as_tuple(output_padding, rank, "output_padding")
         kernel, size = tuple(weight[2:]), tuple(input[2:])
@@ -288,6 +284,7 @@ class PoolGeometry:
         return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
 
     @staticmethod
+    @remembered
     def of_adaptive(input: Sequence[int], rank: int, output_size: int | Sequence[int | None] | None) -> PoolGeometry:
         """Geometry of adaptive pooling an input of shape [N, C, *] to `output_size`; None keeps a size.
 
@@ -307,7 +304,7 @@ class PoolGeometry:
             raise TypeError(
                 f"output_size must be an int, None, or a tuple of them, but got output_size={output_size!r}"
             )
-        output = tuple(i if o is None else o for i, o in zip(size, wanted))
+        output = tuple(i if o is None else as_int(o) for i, o in zip(size, wanted))
         if min(output) < 0:
             raise RuntimeError(f"elements of output_size must be greater than or equal to 0, but got {output_size}")
         if any(n <= 0 for n in size):
@@ -322,6 +319,7 @@ class PoolGeometry:
         return PoolGeometry(size, output, kernel, ones, zeros, ones, True)
 
     @staticmethod
+    @remembered
     def of_pool(
         input: Sequence[int],
         rank: int,
@@ -429,7 +427,9 @@ def _pooled(size: int, extent: int, stride: int, padding: int, ceil_mode: bool) 
     return output - 1 if (output - 1) * stride >= size + padding else output
 
 
-def _steps(rank: int, stride: int | Sequence[int], dilation: int | Sequence[int], groups: int) -> tuple[Ints, Ints]:
+def _steps(
+    rank: int, stride: int | Sequence[int], dilation: int | Sequence[int], groups: int
+) -> tuple[Ints, Ints, int]:
     strides = as_tuple(stride, rank, "stride")
     dilations = as_tuple(dilation, rank, "dilation")
     if min(strides) <= 0:
@@ -440,7 +440,7 @@ def _steps(rank: int, stride: int | Sequence[int], dilation: int | Sequence[int]
         raise TypeError(f"groups must be an int, but got groups={groups!r}")
     if groups <= 0:
         raise RuntimeError(f"non-positive groups is not supported, but got groups={groups}")
-    return strides, dilations
+    return strides, dilations, as_int(groups)
 
 
 def _check_channels(

@@ -16,7 +16,10 @@ def is_channels_last(t: Tensor) -> bool:
     """
     if t.dim() not in _CHANNELS_LAST:
         return False
-    size, stride, least = t.shape, t.stride(), 0
+    stride = t.stride()
+    if stride[-1] < stride[1]:  # most tensors
+        return False
+    size, least = t.shape, 0
     for dim in _CHANNELS_LAST[t.dim()]:
         if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
             return False

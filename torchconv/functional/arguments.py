@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS_AND_INT64 = (*FLOATS, torch.int64)
+FLOATS_AND_INTEGERS = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS_AND_COMPLEX = (*FLOATS, torch.complex64, torch.complex128)
 
 # The poolings that torch's autocast computes in float32: on CPUs alone, and `max_pool3d` without its indices alone.
 _FLOAT32_UNDER_AUTOCAST = {
@@ -38,17 +39,16 @@ Size = int | Sequence[int]
 AdaptiveSize = int | Sequence[int | None] | None
 
 
-def batched(name: str, rank: int, input: Tensor, run: Callable[..., Any], *others: Tensor) -> Any:
-    """`run` on a batched input, and others of its shape; unbatched ones are a batch of one on the way in and out."""
+def batched(name: str, rank: int, input: Tensor) -> Tensor:
+    """The input itself if it is batched, else as a batch of one: whose result is to be squeezed again."""
     if input.dim() == rank + 2:
-        return run(input, *others)
+        return input
     if input.dim() != rank + 1:
         raise RankError(
             f"expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, "
             f"but got input of size {list(input.shape)}"
         )
-    result = run(input.unsqueeze(0), *(other.unsqueeze(0) for other in others))
-    return tuple(t.squeeze(0) for t in result) if isinstance(result, tuple) else result.squeeze(0)
+    return input.unsqueeze(0)
 
 
 def as_autocast(name: str, input: Tensor) -> Tensor:
@@ -63,7 +63,13 @@ def check_tensor(name: str, argument: str, value: object) -> None:
         raise NotATensor(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
 
 
-def check_dtype(name: str, dtype: torch.dtype, *supported: torch.dtype) -> None:
+def check_input(name: str, input: object, supported: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(input, Tensor) or input.dtype not in supported:
+        check_tensor(name, "input", input)
+        check_dtype(name, input.dtype, supported)  # type: ignore[attr-defined]
+
+
+def check_dtype(name: str, dtype: torch.dtype, supported: tuple[torch.dtype, ...]) -> None:
     if dtype not in supported:
         raise NotImplementedError(
             f"{name}(): not implemented for an input of dtype {dtype}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,16 +11,19 @@ from torch import Tensor
 from torchconv import autograd
 from torchconv.functional.arguments import (
     FLOATS,
-    INTEGERS,
+    FLOATS_AND_INT64,
+    FLOATS_AND_INTEGERS,
     AdaptiveSize,
     Size,
     as_autocast,
     batched,
     check_bool,
     check_dtype,
+    check_input,
     check_tensor,
 )
-from torchconv.geometry import AvgGeometry, PoolGeometry, is_integer
+from torchconv.geometry import AvgGeometry, PoolGeometry
+from torchconv.integers import as_int, is_integer, remembered
 
 
 def avg_pool2d(
@@ -195,39 +199,55 @@ def _avg_pool(
     divisor_override: int | None,
     dilation: Size,
 ) -> Tensor:
-    check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, *FLOATS, torch.int64)
+    check_input(name, input, FLOATS_AND_INT64)
+    input = as_autocast(name, input)
+    x = batched(name, rank, input)
+    geometry = _averaging(
+        name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
+    )
+    y = autograd.avg_pool(x, geometry)
+    return y if x is input else y.squeeze(0)
+
+
+@remembered
+def _averaging(
+    name: str,
+    size: Sequence[int],
+    rank: int,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> AvgGeometry:
     check_bool(name, "ceil_mode", ceil_mode)
     check_bool(name, "count_include_pad", count_include_pad)
     if divisor_override is not None and not is_integer(divisor_override):
         raise TypeError(f"{name}(): divisor_override must be an int or None, but got {divisor_override!r}")
     if divisor_override == 0:
         raise RuntimeError(f"{name}(): divisor_override must not be zero")
-
-    def run(x: Tensor) -> Tensor:
-        pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-        return autograd.avg_pool(x, _averaging(name, pool, count_include_pad, divisor_override or 0))
-
-    return batched(name, rank, as_autocast(name, input), run)
-
-
-def _averaging(name: str, pool: PoolGeometry, count_include_pad: bool, divisor: int) -> AvgGeometry:
-    if pool.rank == 3 and any(i < k for i, k in zip(pool.input, pool.kernel)):  # a rule of torch's in 3-D alone
+    pool = PoolGeometry.of_pool(size, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    if rank == 3 and any(i < k for i, k in zip(pool.input, pool.kernel)):  # a rule of torch's in 3-D alone
         raise RuntimeError(
             f"{name}(): input smaller than kernel size: {pool.input} and {pool.kernel}, not counting the padding"
         )
-    return AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=divisor)
+    return AvgGeometry(**vars(pool), count_include_pad=count_include_pad, divisor=as_int(divisor_override or 0))
 
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
-    check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, *FLOATS)
+    check_input(name, input, FLOATS)
+    input = as_autocast(name, input)
+    x = batched(name, rank, input)
+    y = autograd.avg_pool(x, _adaptive_averaging(x.shape, rank, output_size))
+    return y if x is input else y.squeeze(0)
 
-    def run(x: Tensor) -> Tensor:
-        pool = PoolGeometry.of_adaptive(x.shape, rank, output_size)
-        return autograd.avg_pool(x, AvgGeometry(**vars(pool), count_include_pad=False, divisor=0))
 
-    return batched(name, rank, as_autocast(name, input), run)
+@remembered
+def _adaptive_averaging(size: Sequence[int], rank: int, output_size: AdaptiveSize) -> AvgGeometry:
+    pool = PoolGeometry.of_adaptive(size, rank, output_size)
+    return AvgGeometry(**vars(pool), count_include_pad=False, divisor=0)
 
 
 def _lp_pool(
@@ -238,19 +258,19 @@ def _lp_pool(
     if p == 0:
         raise ValueError(f"norm_type must be a non-zero value, but got {p}")
     if math.isinf(p):
-        check_dtype(name, input.dtype, *FLOATS, *INTEGERS)
+        check_dtype(name, input.dtype, FLOATS_AND_INTEGERS)
     elif isinstance(p, float):  # powers of integers are floating point
-        check_dtype(name, input.dtype, *FLOATS, *INTEGERS, torch.bool)
+        check_dtype(name, input.dtype, (*FLOATS_AND_INTEGERS, torch.bool))
     else:  # those of int64 and bool are int64, which average pooling takes
-        check_dtype(name, input.dtype, *FLOATS, torch.int64, torch.bool)
+        check_dtype(name, input.dtype, (*FLOATS_AND_INT64, torch.bool))
 
-    def run(x: Tensor) -> Tensor:
+    x = batched(name, rank, input)
+    if math.isinf(p):
         pool = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, 0, 1, ceil_mode)
-        if math.isinf(p):
-            sign = 1 if p > 0 else -1
-            return sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
-        mean = autograd.avg_pool(as_autocast(name, x.pow(p)), _averaging(name, pool, True, 0))
-        total = torch.sign(mean) * torch.relu(torch.abs(mean)) * pool.taps
-        return total.pow(1.0 / p)
-
-    return batched(name, rank, input, run)
+        sign = 1 if p > 0 else -1
+        y = sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
+    else:
+        geometry = _averaging(name, x.shape, rank, kernel_size, stride, 0, 1, ceil_mode, True, None)
+        mean = autograd.avg_pool(as_autocast(name, x.pow(p)), geometry)
+        y = (torch.sign(mean) * torch.relu(torch.abs(mean)) * geometry.taps).pow(1.0 / p)
+    return y if x is input else y.squeeze(0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from torchconv import autograd
 from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype
 from torchconv.functional.conv import check_bias, check_factors
-from torchconv.geometry import BlockGeometry, ConvGeometry, as_tuple
+from torchconv.geometry import BlockGeometry, ConvGeometry
+from torchconv.integers import as_tuple, remembered
 
 
 def conv_relu_max_pool2d(
@@ -49,23 +52,35 @@ def conv_relu_max_pool2d(
     """
     name = "conv_relu_max_pool2d"
     input, weight, bias = check_factors(name, 2, input, weight, bias)
-    check_dtype(name, input.dtype, *FLOATS)
+    check_dtype(name, input.dtype, FLOATS)
+    x = batched(name, 2, input)
+    geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, pool_size)
+    check_bias(bias, weight, weight.shape[0])
+    if x.shape[1] == 0:
+        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    y = autograd.conv_relu_max_pool(x, weight, bias, geometry)[0]
+    return y if x is input else y.squeeze(0)
+
+
+@remembered
+def _geometry(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    groups: int,
+    pool_size: Size,
+) -> BlockGeometry:
     pool = as_tuple(pool_size, 2, "pool_size")
     # A winner is one byte, and one value of it says that nobody won.
     if min(pool) <= 0 or pool[0] * pool[1] > 255:
         raise RuntimeError(f"pool_size should be positive and span at most 255 pixels, but got pool_size={pool}")
-
-    def run(x: Tensor) -> Tensor:
-        conv = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups)
-        check_bias(bias, weight, weight.shape[0])
-        geometry = BlockGeometry(**vars(conv), pool=pool)
-        if x.shape[1] == 0:
-            raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
-        if min(geometry.pooled) <= 0:
-            raise RuntimeError(
-                f"output size is too small: pooling the convolution's output of size {conv.output} "
-                f"by pool_size={pool} would give {geometry.pooled}"
-            )
-        return autograd.conv_relu_max_pool(x, weight, bias, geometry)[0]
-
-    return batched(name, 2, input, run)
+    conv = ConvGeometry.of_conv(input, weight, stride, padding, dilation, groups)
+    geometry = BlockGeometry(**vars(conv), pool=pool)
+    if min(geometry.pooled) <= 0:
+        raise RuntimeError(
+            f"output size is too small: pooling the convolution's output of size {conv.output} "
+            f"by pool_size={pool} would give {geometry.pooled}"
+        )
+    return geometry

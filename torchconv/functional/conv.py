@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype, check_tensor
+from torchconv.functional.arguments import FLOATS_AND_COMPLEX, Size, batched, check_dtype, check_tensor
 from torchconv.geometry import ConvGeometry
 
 
@@ -178,14 +179,13 @@ def _conv(
     padding_mode: str,
 ) -> Tensor:
     input, weight, bias = check_factors(name, rank, input, weight, bias)
-
-    def run(x: Tensor) -> Tensor:
-        geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
-        check_bias(bias, weight, weight.shape[0])
-        y = _over_complex(autograd.conv, x, weight, bias, geometry)
-        return y if x.shape[1] else y[:, :0]  # torch's rule: no channels give none, whatever the weight
-
-    return batched(name, rank, input, run)
+    x = batched(name, rank, input)
+    geometry = ConvGeometry.of_conv(x.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
+    check_bias(bias, weight, weight.shape[0])
+    y = _over_complex(autograd.conv, x, weight, bias, geometry)
+    if not x.shape[1]:  # torch's rule: no channels give none, whatever the weight
+        y = y[:, :0]
+    return y if x is input else y.squeeze(0)
 
 
 def _conv_transpose(
@@ -201,15 +201,11 @@ def _conv_transpose(
     dilation: Size,
 ) -> Tensor:
     input, weight, bias = check_factors(name, rank, input, weight, bias)
-
-    def run(x: Tensor) -> Tensor:
-        geometry = ConvGeometry.of_conv_transpose(
-            x.shape, weight.shape, stride, padding, output_padding, groups, dilation
-        )
-        check_bias(bias, weight, weight.shape[1] * groups)
-        return _over_complex(autograd.conv_input_grad, x, weight, bias, geometry)
-
-    return batched(name, rank, input, run)
+    x = batched(name, rank, input)
+    geometry = ConvGeometry.of_conv_transpose(x.shape, weight.shape, stride, padding, output_padding, groups, dilation)
+    check_bias(bias, weight, weight.shape[1] * groups)
+    y = _over_complex(autograd.conv_input_grad, x, weight, bias, geometry)
+    return y if x is input else y.squeeze(0)
 
 
 def _over_complex(
@@ -229,35 +225,39 @@ def check_factors(
     name: str, rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors of a convolution, cast as autocast asks; types, devices and ranks fit together."""
-    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
-    for argument, value in tensors.items():
-        check_tensor(name, argument, value)
-        if value.layout is not torch.strided:
-            raise RuntimeError(f"{name}(): expected a dense {argument}, but got one of layout {value.layout}")
+    for argument, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if value is not None or argument != "bias":
+            _check_factor(name, argument, value, input)
     if weight.dim() != rank + 2:
         raise RuntimeError(f"expected {rank + 2}D weight for {name}, but got weight of size {list(weight.shape)}")
-    for argument, value in tensors.items():
-        if value.device != input.device:
-            raise RuntimeError(
-                f"{name}(): expected all tensors to be on the same device, "
-                f"but input is on {input.device} and {argument} on {value.device}"
-            )
     device_type = input.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-        # As torch's autocast: every float but float64.
-        tensors = {
-            argument: value.to(dtype) if value.is_floating_point() and value.dtype is not torch.float64 else value
-            for argument, value in tensors.items()
-        }
-    for argument, value in tensors.items():
-        if value.dtype != tensors["input"].dtype:
+        input, weight = _rounded(input, dtype), _rounded(weight, dtype)
+        bias = None if bias is None else _rounded(bias, dtype)
+    for argument, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype != input.dtype:
             raise RuntimeError(
-                f"{name}(): input type ({tensors['input'].dtype}) and {argument} type ({value.dtype}) "
-                f"should be the same"
+                f"{name}(): input type ({input.dtype}) and {argument} type ({value.dtype}) should be the same"
             )
-    check_dtype(name, tensors["input"].dtype, *FLOATS, torch.complex64, torch.complex128)
-    return tensors["input"], tensors["weight"], tensors.get("bias")
+    check_dtype(name, input.dtype, FLOATS_AND_COMPLEX)
+    return input, weight, bias
+
+
+def _check_factor(name: str, argument: str, value: Any, input: Tensor) -> None:
+    check_tensor(name, argument, value)
+    if value.layout is not torch.strided:
+        raise RuntimeError(f"{name}(): expected a dense {argument}, but got one of layout {value.layout}")
+    if value.device != input.device:
+        raise RuntimeError(
+            f"{name}(): expected all tensors to be on the same device, "
+            f"but input is on {input.device} and {argument} on {value.device}"
+        )
+
+
+def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch's autocast: every float but float64."""
+    return t.to(dtype) if t.is_floating_point() and t.dtype is not torch.float64 else t
 
 
 def check_bias(bias: Tensor | None, weight: Tensor, channels: int) -> None:

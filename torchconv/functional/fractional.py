@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_dtype, check_tensor
-from torchconv.geometry import FractionalGeometry, as_tuple
+from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_input
+from torchconv.geometry import FractionalGeometry
+from torchconv.integers import as_tuple
 
 Ratio = float | Sequence[float]
 
@@ -107,35 +108,35 @@ def _fractional(
     return_indices: bool,
     samples: Tensor | None,
 ) -> Any:
-    check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, *FLOATS)
+    check_input(name, input, FLOATS)
     if output_size is None and output_ratio is None:
         raise ValueError(f"{name} requires specifying either an output_size or an output_ratio")
     kernel = as_tuple(kernel_size, rank, "kernel_size")
 
-    def run(x: Tensor) -> Any:
-        geometry = FractionalGeometry(tuple(x.shape[2:]), _output(x, rank, output_size, output_ratio), kernel)
-        spare = 1 if rank == 3 else 0  # torch's rule
-        for size, o, k in zip(geometry.input, geometry.output, kernel):
-            if min(o, k) <= 0 or o + k - 1 + spare > size:
-                raise RuntimeError(
-                    f"{name}(): kernel_size={kernel} and output size {geometry.output} are too large relative to "
-                    f"input of size {list(input.shape)}, or not positive: along each dimension "
-                    f"output + kernel - 1 must {'be less than' if spare else 'not exceed'} the input"
-                )
-        if x.shape[1] == 0:
-            raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
-        u = torch.rand(*x.shape[:2], rank, dtype=x.dtype, device=x.device) if samples is None else samples
-        if tuple(u.shape) != (*x.shape[:2], rank) or u.dtype != x.dtype or u.device != x.device:
+    x = batched(name, rank, input)
+    geometry = FractionalGeometry(tuple(x.shape[2:]), _output(x, rank, output_size, output_ratio), kernel)
+    spare = 1 if rank == 3 else 0  # torch's rule
+    for size, o, k in zip(geometry.input, geometry.output, kernel):
+        if min(o, k) <= 0 or o + k - 1 + spare > size:
             raise RuntimeError(
-                f"{name}(): expected _random_samples of size {[*x.shape[:2], rank]}, {x.dtype} and on {x.device}, as "
-                f"the input, but got size {list(u.shape)}, {u.dtype} on {u.device}"
+                f"{name}(): kernel_size={kernel} and output size {geometry.output} are too large relative to "
+                f"input of size {list(input.shape)}, or not positive: along each dimension "
+                f"output + kernel - 1 must {'be less than' if spare else 'not exceed'} the input"
             )
-        x, u = as_autocast(name, x), as_autocast(name, u)
-        y, index = autograd.fractional_max_pool(x, _starts(u, geometry), geometry)
-        return (y, index) if return_indices else y
-
-    return batched(name, rank, input, run)
+    if x.shape[1] == 0:
+        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    u = torch.rand(*x.shape[:2], rank, dtype=x.dtype, device=x.device) if samples is None else samples
+    if tuple(u.shape) != (*x.shape[:2], rank) or u.dtype != x.dtype or u.device != x.device:
+        raise RuntimeError(
+            f"{name}(): expected _random_samples of size {[*x.shape[:2], rank]}, {x.dtype} and on {x.device}, as "
+            f"the input, but got size {list(u.shape)}, {u.dtype} on {u.device}"
+        )
+    is_batch = x is input
+    x, u = as_autocast(name, x), as_autocast(name, u)
+    y, index = autograd.fractional_max_pool(x, _starts(u, geometry), geometry)
+    if not is_batch:
+        y, index = y.squeeze(0), index.squeeze(0)
+    return (y, index) if return_indices else y
 
 
 def _output(x: Tensor, rank: int, size: Size | None, ratio: Ratio | None) -> tuple[int, ...]:

@@ -9,14 +9,13 @@ from torch import Tensor
 from torchconv import autograd
 from torchconv.functional.arguments import (
     FLOATS,
-    INTEGERS,
+    FLOATS_AND_INTEGERS,
     AdaptiveSize,
     Size,
     as_autocast,
     batched,
     check_bool,
-    check_dtype,
-    check_tensor,
+    check_input,
 )
 from torchconv.geometry import PoolGeometry
 
@@ -198,29 +197,26 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, *FLOATS, *INTEGERS)
+    check_input(name, input, FLOATS_AND_INTEGERS)
     check_bool(name, "ceil_mode", ceil_mode)
-
-    def run(x: Tensor) -> Any:
-        geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-        return _with_indices(x, geometry, return_indices)
-
-    return batched(name, rank, input if return_indices else as_autocast(name, input), run)
+    input = input if return_indices else as_autocast(name, input)
+    x = batched(name, rank, input)
+    geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    return _pooled(x, geometry, return_indices, x is input)
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
-    check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, *FLOATS)
-
-    def run(x: Tensor) -> Any:
-        if x.shape[1] == 0:
-            raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
-        return _with_indices(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices)
-
-    return batched(name, rank, as_autocast(name, input), run)
+    check_input(name, input, FLOATS)
+    input = as_autocast(name, input)
+    x = batched(name, rank, input)
+    if x.shape[1] == 0:
+        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    return _pooled(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices, x is input)
 
 
-def _with_indices(x: Tensor, geometry: PoolGeometry, return_indices: bool) -> Any:
+def _pooled(x: Tensor, geometry: PoolGeometry, return_indices: bool, is_batch: bool) -> Any:
     y, offset = autograd.max_pool(x, geometry)
-    return (y, autograd.winner_index(offset, geometry)) if return_indices else y
+    if not return_indices:
+        return y if is_batch else y.squeeze(0)
+    index = autograd.winner_index(offset, geometry)
+    return (y, index) if is_batch else (y.squeeze(0), index.squeeze(0))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_dtype, check_tensor
-from torchconv.geometry import IndexGeometry, as_tuple
+from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_input, check_tensor
+from torchconv.geometry import IndexGeometry
+from torchconv.integers import as_int, as_tuple
 
 
 def max_unpool2d(
@@ -87,9 +88,8 @@ def _max_unpool(
     padding: Size,
     output_size: Sequence[int] | None,
 ) -> Tensor:
-    check_tensor(name, "input", input)
+    check_input(name, input, FLOATS)
     check_tensor(name, "indices", indices)
-    check_dtype(name, input.dtype, *FLOATS)
     if indices.dtype is not torch.int64:
         raise RuntimeError(f"{name}(): elements in indices should be type int64 but got: {indices.dtype}")
     if indices.device != input.device:
@@ -106,25 +106,26 @@ def _max_unpool(
     strides = kernel if stride is None else as_tuple(stride, rank, "stride")
     lower = as_tuple(padding, rank, "padding")
 
-    def run(x: Tensor, index: Tensor) -> Tensor:
-        assumed = tuple((n - 1) * s + k - 2 * p for n, s, k, p in zip(x.shape[2:], strides, kernel, lower))
-        size = assumed if output_size is None else tuple(output_size)[-rank:]
-        if output_size is not None and len(output_size) not in (rank, rank + 2):
+    input = as_autocast(name, input)
+    x = batched(name, rank, input)
+    assumed = tuple((n - 1) * s + k - 2 * p for n, s, k, p in zip(x.shape[2:], strides, kernel, lower))
+    size = assumed if output_size is None else tuple(output_size)[-rank:]
+    if output_size is not None and len(output_size) not in (rank, rank + 2):
+        raise ValueError(
+            f"output_size should be a sequence containing {rank} or {rank + 2} elements, "
+            f"but it has a length of '{len(output_size)}'"
+        )
+    for dim, (wanted, default, s) in enumerate(zip(size, assumed, strides)):
+        if output_size is not None and not default - s < wanted < default + s:
             raise ValueError(
-                f"output_size should be a sequence containing {rank} or {rank + 2} elements, "
-                f"but it has a length of '{len(output_size)}'"
+                f'invalid output_size "{tuple(output_size)}" '
+                f"(dim {dim} must be between {default - s} and {default + s})"
             )
-        for dim, (wanted, default, s) in enumerate(zip(size, assumed, strides)):
-            if output_size is not None and not default - s < wanted < default + s:
-                raise ValueError(
-                    f'invalid output_size "{tuple(output_size)}" '
-                    f"(dim {dim} must be between {default - s} and {default + s})"
-                )
-        if min(size) <= 0 or any(n <= 0 for n in x.shape[1:]):
-            raise RuntimeError(
-                f"{name}(): expected an input and an output whose sizes are all positive but for the batch, "
-                f"but got input of size {list(input.shape)} and output size {size}"
-            )
-        return autograd.max_unpool(x, index, IndexGeometry(size))
-
-    return batched(name, rank, as_autocast(name, input), run, indices)
+    if min(size) <= 0 or any(n <= 0 for n in x.shape[1:]):
+        raise RuntimeError(
+            f"{name}(): expected an input and an output whose sizes are all positive but for the batch, "
+            f"but got input of size {list(input.shape)} and output size {size}"
+        )
+    geometry = IndexGeometry(tuple(as_int(n) for n in size))
+    y = autograd.max_unpool(x, indices if x is input else indices.unsqueeze(0), geometry)
+    return y if x is input else y.squeeze(0)

@@ -20,15 +20,8 @@ class _Conv:
     function: Callable[..., Tensor]
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return type(self).function(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
+        return self.function(
+            input, weight, bias, self.stride, self.padding, self.dilation, self.groups, padding_mode=self.padding_mode
         )
 
 
@@ -41,7 +34,7 @@ class _ConvTranspose:
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )
-        return type(self).function(
+        return self.function(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
 

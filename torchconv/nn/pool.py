@@ -11,22 +11,28 @@ from torch import Tensor
 from torchconv import functional
 
 
-class _Pool:
-    """What the poolings share: a function, and the names of the module's attributes that are its arguments."""
-
+class _MaxPool:
     function: Callable[..., Any]
-    arguments: tuple[str, ...]
 
-    def forward(self, input: Tensor) -> Any:
-        return type(self).function(input, *(getattr(self, name) for name in self.arguments))
-
-
-class _MaxPool(_Pool):
-    arguments = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    def forward(self: Any, input: Tensor) -> Any:
+        return self.function(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
 
 
-class _AvgPool(_Pool):
-    arguments = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+class _AvgPool:
+    function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return self.function(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
 
 
 class MaxPool1d(_MaxPool, torch.nn.MaxPool1d):
@@ -52,11 +58,13 @@ class MaxPool3d(_MaxPool, torch.nn.MaxPool3d):
     function = staticmethod(functional.max_pool3d)
 
 
-class AvgPool1d(_Pool, torch.nn.AvgPool1d):
+class AvgPool1d(torch.nn.AvgPool1d):
     """`torch.nn.AvgPool1d` on `torchconv.functional.avg_pool1d`."""
 
-    function = staticmethod(functional.avg_pool1d)
-    arguments = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.avg_pool1d(
+            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
+        )
 
 
 class AvgPool2d(_AvgPool, torch.nn.AvgPool2d):
@@ -76,20 +84,34 @@ class AvgPool3d(_AvgPool, torch.nn.AvgPool3d):
     function = staticmethod(functional.avg_pool3d)
 
 
-class _AdaptiveMaxPool(_Pool):
-    arguments = ("output_size", "return_indices")
+class _AdaptiveMaxPool:
+    function: Callable[..., Any]
+
+    def forward(self: Any, input: Tensor) -> Any:
+        return self.function(input, self.output_size, self.return_indices)
 
 
-class _AdaptiveAvgPool(_Pool):
-    arguments = ("output_size",)
+class _AdaptiveAvgPool:
+    function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return self.function(input, self.output_size)
 
 
-class _LPPool(_Pool):
-    arguments = ("norm_type", "kernel_size", "stride", "ceil_mode")
+class _LPPool:
+    function: Callable[..., Tensor]
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        return self.function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
 
-class _FractionalMaxPool(_Pool):
-    arguments = ("kernel_size", "output_size", "output_ratio", "return_indices", "_random_samples")
+class _FractionalMaxPool:
+    function: Callable[..., Any]
+
+    def forward(self: Any, input: Tensor) -> Any:
+        return self.function(
+            input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
+        )
 
 
 class _MaxUnpool:
@@ -98,7 +120,7 @@ class _MaxUnpool:
     function: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        return type(self).function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+        return self.function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool1d):
