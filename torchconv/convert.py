@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from torchconv import nn
-from torchconv.geometry import as_tuple
+from torchconv.integers import as_tuple
 
 Module = torch.nn.Module
 

@@ -16,8 +16,8 @@ the time, and what is not finite are computed one layer after the other.  With o
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def fprop(
     size = (x.shape[0], w.shape[0], *geometry.pooled)
     y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=format)
     winner = torch.empty(size, dtype=torch.uint8, device=x.device, memory_format=format)
-    if not (_by_patch(w, geometry) and _fprop_by_patch(x, w, bias, y, winner, geometry)):
+    if not (_by_patch(w.shape, geometry) and _fprop_by_patch(x, w, bias, y, winner, geometry)):
         for part in _parts(x.shape[0], w.shape[0], geometry):
             z = conv.fprop(x[part], w, bias, geometry.of_conv_alone(), format)
             values, taps = pool.max_pool(z, geometry.of_pool_alone(), format)
@@ -58,7 +58,7 @@ def _fprop_by_patch(
 ) -> bool:
     """`fprop` into `y` and `winner`, unless there is a NaN: whether it is done."""
     matrix = _shifted(w, geometry)
-    for some in batches(geometry.of_patches(), *x.shape[:2]):
+    for some in batches(_patches(geometry), *x.shape[:2]):
         inputs, outputs, winners = some.of(x), some.of(y), some.of(winner)
         for part in some.parts:
             target = by_group(outputs[:, :, part], geometry)  # [G, lead, O/G, N, *pooled]
@@ -89,9 +89,9 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
     channels = w.shape[1] * geometry.groups
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
-    if _by_patch(w, geometry) and bool(g.sum().isfinite()):
+    if _by_patch(w.shape, geometry) and bool(g.sum().isfinite()):
         matrix = _shifted(w, geometry).mT
-        for some in batches(geometry.of_patches(), *x.shape[:2]):
+        for some in batches(_patches(geometry), *x.shape[:2]):
             total = zero_total(x[some.samples])
             for part in some.parts:
                 pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
@@ -111,15 +111,15 @@ def wgrad(
     """w̄ [O, C/groups, *kernel] and b̄ [O] of the pooled gradient g [N, O, *pooled]."""
     dtype, size = accumulation_dtype(g.dtype), (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     w, bias = g.new_zeros(size, dtype=dtype), g.new_zeros(size[0] if with_bias else 0, dtype=dtype)
-    if _by_patch(w, geometry) and bool(g.sum().isfinite()):
-        matrix = _zeros(w, size, geometry)
-        for some in batches(geometry.of_patches(), *x.shape[:2]):
+    if _by_patch(w.shape, geometry) and bool(g.sum().isfinite()):
+        matrix, places = _zeros(w, size, geometry)
+        for some in batches(_patches(geometry), *x.shape[:2]):
             for part in some.parts:
                 pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
                 conv.add_correlation(pixels, windows(some.of(x), some.geometry, part), matrix)
                 if with_bias:
                     bias += pixels.unflatten(2, (math.prod(geometry.pool), -1)).sum((1, 2, 4)).flatten()
-        w = _unshifted(matrix, size, geometry)
+        w = places.sum(tuple(range(1, 1 + geometry.rank))).flatten(0, 1)
     else:
         for part in _parts(x.shape[0], size[0], geometry):
             z = _scattered(g[part].to(dtype), winner[part], geometry, format)
@@ -128,52 +128,52 @@ def wgrad(
     return arranged(w.to(g.dtype), format), bias.to(g.dtype)
 
 
-def _by_patch(w: Tensor, geometry: BlockGeometry) -> bool:
+# The patches of a block.
+_patches = functools.lru_cache(maxsize=256)(BlockGeometry.of_patches)
+
+
+@functools.lru_cache(maxsize=256)
+def _by_patch(size: Ints, geometry: BlockGeometry) -> bool:
     """Whether patches take less time than one layer after the other; by numbers of each output's pixel."""
-    elements, outputs = w[0].numel(), w.shape[0] // geometry.groups
-    waste = math.prod(geometry.of_patches().kernel) / math.prod(geometry.kernel)
+    elements, outputs = math.prod(size[1:]), size[0] // geometry.groups
+    waste = math.prod(_patches(geometry).kernel) / math.prod(geometry.kernel)
     saved = elements * (1 - waste / math.prod(geometry.pool)) + outputs
     return (waste - 1) * elements * outputs <= _MOVE * saved
 
 
 def _shifted(w: Tensor, geometry: BlockGeometry) -> Tensor:
     """The weights of all taps as matrices: [G, taps·O/G, K]."""
-    matrix = _zeros(w, w.shape, geometry)
-    _weights(matrix, w.shape, geometry).copy_(w.unflatten(0, (geometry.groups, *(1,) * geometry.rank, -1)))
+    matrix, places = _zeros(w, w.shape, geometry)
+    places.copy_(w.unflatten(0, (geometry.groups, *(1,) * geometry.rank, w.shape[0] // geometry.groups)))
     return matrix
 
 
-def _unshifted(matrix: Tensor, size: tuple[int, ...], geometry: BlockGeometry) -> Tensor:
-    """The adjoint of `_shifted`, for a weight of this size."""
-    return _weights(matrix, size, geometry).sum(tuple(range(1, 1 + geometry.rank))).flatten(0, 1)
+def _zeros(like: Tensor, size: Ints, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+    """Zeros in the shape of `_shifted`, and the view [G, *pool, O/G, C/G, *kernel] of where they have the weight."""
+    whole, shape, strides = _places(size, geometry)
+    matrix = like.new_zeros(whole, dtype=accumulation_dtype(like.dtype))
+    return matrix, matrix.as_strided(shape, strides)
 
 
-def _zeros(like: Tensor, size: Sequence[int], geometry: BlockGeometry) -> Tensor:
-    """Zeros in the shape of `_shifted`, for a weight of this size."""
-    rows = size[0] // geometry.groups * math.prod(geometry.pool)
-    columns = size[1] * math.prod(geometry.of_patches().kernel)
-    return like.new_zeros((geometry.groups, rows, columns), dtype=accumulation_dtype(like.dtype))
-
-
-def _weights(matrix: Tensor, size: Sequence[int], geometry: BlockGeometry) -> Tensor:
-    """Where `_shifted` has a weight of this size, once for each tap: a view [G, *pool, O/G, C/G, *kernel].
+@functools.lru_cache(maxsize=256)
+def _places(size: Ints, geometry: BlockGeometry) -> tuple[Ints, Ints, Ints]:
+    """The shape of `_shifted` for a weight of this size; the shape and strides of where the weight is in it.
 
     A tap further along a dimension is in another block of rows, and meets pixels of the patch `stride` further on.
     """
-    outputs, channels = size[0] // geometry.groups, size[1]
-    groups, rows, columns = matrix.shape
-    pixel = [channels * step for step in _steps(geometry.of_patches().kernel)]
+    outputs, channels, patch = size[0] // geometry.groups, size[1], _patches(geometry).kernel
+    rows, columns = outputs * math.prod(geometry.pool), channels * math.prod(patch)
+    pixel = [channels * step for step in _steps(patch)]
     tap = [outputs * columns * step for step in _steps(geometry.pool)]
-    return matrix.as_strided(
-        (groups, *geometry.pool, outputs, channels, *geometry.kernel),
-        (
-            rows * columns,
-            *(t + s * p for t, s, p in zip(tap, geometry.stride, pixel)),
-            columns,
-            1,
-            *(d * p for d, p in zip(geometry.dilation, pixel)),
-        ),
+    strides = (
+        rows * columns,
+        *(t + s * p for t, s, p in zip(tap, geometry.stride, pixel)),
+        columns,
+        1,
+        *(d * p for d, p in zip(geometry.dilation, pixel)),
     )
+    shape = (geometry.groups, *geometry.pool, outputs, channels, *geometry.kernel)
+    return (geometry.groups, rows, columns), shape, strides
 
 
 def _steps(size: Ints) -> list[int]:

@@ -151,6 +151,7 @@ def _window(axis: Axis, o: int) -> slice:
     return slice(start, start + axis.taps_between(o, 0, axis.input) * axis.dilation, axis.dilation)
 
 
+@functools.lru_cache(maxsize=1024)
 def axis_taps(axis: Axis) -> list[tuple[int, slice, slice, bool]]:
     """The taps of one dimension's windows: number, the outputs that have it, these inputs, and whether that is all."""
     taps = []
