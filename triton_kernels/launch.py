@@ -170,6 +170,15 @@ def empty(like: Tensor, size: Sequence[int], memory_format: torch.memory_format,
     return torch.empty(size, dtype=dtype, device=like.device, memory_format=memory_format)
 
 
+def laid_out(w: Tensor, flat: bool, memory_format: torch.memory_format) -> Tensor:
+    """The weight as a product walks it: flat, in the format of the rest; else channels innermost, whatever that is.
+
+    One tap after the other, the channels of a contiguous weight lie `taps` elements apart, a sector of memory for each.
+    The copy, where one is needed, is of the weight alone.
+    """
+    return w.contiguous(memory_format=memory_format) if flat else w.movedim(1, -1).contiguous()
+
+
 def accumulator(dtype: torch.dtype) -> Any:
     """The Triton type in which values of `dtype` are compared and summed: at least float32."""
     if dtype in (torch.float16, torch.bfloat16):
