@@ -14,6 +14,7 @@ from triton_kernels.conv_wgrad import launch_wgrad
 from triton_kernels.launch import (
     BlockGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
@@ -175,10 +176,12 @@ def block_fprop(
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(x):
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, wide)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
         pixels, kernel = product(pooled) * taps, product(geometry.kernel)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, kernel)
         details = {"pool": geometry.pool, "format": memory_format}

@@ -101,8 +101,9 @@ PROGRAMS = 132
 # Part of the products that are to be the layer's, and not of the padding of its last tiles.
 USEFUL = 0.85
 
-# Elements of the largest tile whose offsets can take 64 bits.
-WIDE_ELEMENTS = 64 * 32
+# Elements of the largest tiles that have registers for offsets of 64 bits.
+WIDE_PRODUCT, WIDE_GRADIENT = 64 * 32, 32 * 16
+ANY = 1 << 30
 
 # How many programs a kernel whose result is small should be split into: two for each multiprocessor.  Part of the
 # result's definition (it fixes the order of summation), so it does not follow the device at hand.
@@ -118,20 +119,17 @@ _forced: ContextVar[Tile | None] = ContextVar("triton_kernels_tile", default=Non
 
 
 def tiles_for(
-    table: dict[str, tuple[Tile, ...]], dtype: torch.dtype, precision: str, wide: bool = False
+    table: dict[str, tuple[Tile, ...]], dtype: torch.dtype, precision: str, elements: int = ANY
 ) -> tuple[Tile, ...]:
-    """The tiles of a table that products of `dtype`, multiplied in `precision`, can be launched with.
-
-    With `wide`, offsets take 64 bits, and the registers of large tiles.
-    """
+    """The tiles of a table that products of `dtype`, multiplied in `precision`, can be launched with, up to a size."""
     half = dtype in (torch.float16, torch.bfloat16)
     kind = "half" if half else "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
-    return _some(table[kind], _least_columns(triton.__version__, torch.version.hip), wide)
+    return _some(table[kind], _least_columns(triton.__version__, torch.version.hip), elements)
 
 
 @functools.cache
-def _some(tiles: tuple[Tile, ...], columns: int, wide: bool) -> tuple[Tile, ...]:
-    return tuple(t for t in tiles if t.n >= columns and (t.m * t.n <= WIDE_ELEMENTS or not wide))
+def _some(tiles: tuple[Tile, ...], columns: int, elements: int) -> tuple[Tile, ...]:
+    return tuple(tile for tile in tiles if tile.n >= columns and tile.m * tile.n <= elements)
 
 
 @functools.cache

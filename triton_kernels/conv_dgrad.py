@@ -15,6 +15,7 @@ from triton_kernels.conv_depthwise import depthwise_dgrad, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
@@ -243,10 +244,12 @@ def launch_dgrad(
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(g):
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, g.dtype, precision, wide)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, g.dtype, precision, most)
         pixels = class_pixels * product(strides)
         default = configs.product_tile(tiles, g.shape[0], pixels, channels, geometry.groups, outputs, class_taps)
         details = {"pool": pool, "format": memory_format}

@@ -12,6 +12,7 @@ from triton_kernels.conv_depthwise import depthwise_fprop, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
@@ -237,10 +238,12 @@ def conv_fprop(
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(x):
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, wide)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, taps)
         tuned("conv_fprop", x, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, format=memory_format)
     return y

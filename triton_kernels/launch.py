@@ -154,10 +154,9 @@ def warps(threads: int) -> int:
 
 
 def all_registers() -> dict[str, int]:
-    """A launch option for wgrad, on NVIDIA: up to 255 registers a thread.
+    """A launch option of products, on NVIDIA: up to 255 registers a thread.
 
-    Told no number, ptxas spills a register or two where that lets one more block run on a multiprocessor.  The splits
-    are two blocks for each, which have room for all registers.
+    Told no number, ptxas spills a register or two where that lets one more block run on a multiprocessor.
     """
     return {} if torch.version.hip else {"maxnreg": 255}
 
