@@ -115,6 +115,9 @@ SPLIT_LENGTH = 512
 # What a split's length is a multiple of, so that every tile's depth divides it.
 SPLIT_UNIT = 64
 
+# The tile that splits are counted by where the kernel has none of its own: the depthwise one.
+SQUARE = Tile(64, 64, 64, 4, 3)
+
 _forced: ContextVar[Tile | None] = ContextVar("triton_kernels_tile", default=None)
 
 
@@ -196,10 +199,13 @@ def _rounded(samples: int) -> int:
     return 1 << max(samples - 1, 0).bit_length()
 
 
-def split(pixels: int, rows: int, columns: int, groups: int, m: int = 64, n: int = 64) -> tuple[int, int]:
-    """In how many splits, and of how many pixels each, a wgrad by tiles [m, n] sums: a function of the shape alone."""
-    tiles = max(1, -(-rows // m) * -(-columns // n) * groups)
-    most = max(1, min(SPLIT_PROGRAMS // tiles, pixels // SPLIT_LENGTH))
+def split(pixels: int, rows: int, columns: int, groups: int, tile: Tile = SQUARE) -> tuple[int, int]:
+    """In how many splits, and of how many pixels each, a wgrad sums that runs with `tile` if nothing else is known.
+
+    A function of the shape alone, as is the tile.  Eight warps count as two programs of four.
+    """
+    tiles = max(1, -(-rows // tile.m) * -(-columns // tile.n) * groups)
+    most = max(1, min(SPLIT_PROGRAMS * 4 // (tiles * tile.warps), pixels // SPLIT_LENGTH))
     length = max(1, -(-pixels // (most * SPLIT_UNIT))) * SPLIT_UNIT
     return max(1, -(-pixels // length)), length
 

@@ -98,7 +98,7 @@ def conv_wgrad_kernel(
     k_n, k_d, k_h, k_w = split_pixel(start, tl.arange(0, BK), OD, OH, OW)  # [BK]
     step_n, step_d, step_h, step_w = split_pixel(BK, tl.zeros([1], tl.int32), OD, OH, OW)
     left = tl.full([], N, start.dtype) * OD * OH * OW - start
-    for _ in range(0, tl.minimum(LENGTH, left), BK):
+    for _ in range(0, tl.minimum(LENGTH, left).to(tl.int32), BK):
         n, od = tl.expand_dims(k_n, PIXELS), tl.expand_dims(k_d, PIXELS)
         oh, ow = tl.expand_dims(k_h, PIXELS), tl.expand_dims(k_w, PIXELS)
         m_k = n < N
@@ -175,7 +175,7 @@ def launch_wgrad(
     most = configs.WIDE_GRADIENT if wide else configs.ANY
     tiles = configs.tiles_for(configs.GRADIENT_TILES, g.dtype, precision, most)
     default = configs.gradient_tile(tiles, g.shape[0], pixels, rows, outputs, geometry.groups)
-    splits, length = configs.split(g.shape[0] * pixels, rows, outputs, geometry.groups, default.m, default.n)
+    splits, length = configs.split(g.shape[0] * pixels, rows, outputs, geometry.groups, default)
     partial = partial_sums(splits, w, bias)
     if w.numel() == 0:
         return w, bias

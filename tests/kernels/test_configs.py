@@ -62,10 +62,10 @@ def test_large_layers_get_large_tiles_and_small_ones_many_programs():
 def test_splits_fill_the_machine_and_cover_the_pixels():
     for pixels in (1, 63, 512, 6272, 25600, 200704, 10**7):
         for rows, columns in ((25, 6), (576, 64), (2304, 256), (20000, 4096)):
-            splits, length = configs.split(pixels, rows, columns, 1, 128, 128)
+            splits, length = configs.split(pixels, rows, columns, 1, configs.Tile(128, 128, 32, 8, 3))
             tiles = math.ceil(rows / 128) * math.ceil(columns / 128)
             assert (splits - 1) * length < pixels <= splits * length
-            assert splits == 1 or (splits * tiles <= configs.SPLIT_PROGRAMS and length >= configs.SPLIT_LENGTH)
+            assert splits == 1 or (2 * splits * tiles <= configs.SPLIT_PROGRAMS and length >= configs.SPLIT_LENGTH)
             # Even ones: the last is not much shorter than the others.
             assert splits * length - pixels < splits * configs.SPLIT_UNIT
 
