@@ -127,12 +127,15 @@ def tiles_for(
     """The tiles of a table that products of `dtype`, multiplied in `precision`, can be launched with, up to a size."""
     half = dtype in (torch.float16, torch.bfloat16)
     kind = "half" if half else "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
-    return _some(table[kind], _least_columns(triton.__version__, torch.version.hip), elements)
+    columns = _least_columns(triton.__version__, torch.version.hip)
+    # AMD's warps have 64 lanes: eight would leave some operands less than 16 bytes a lane.
+    return _some(table[kind], columns, elements, 4 if torch.version.hip else 8)
 
 
 @functools.cache
-def _some(tiles: tuple[Tile, ...], columns: int, elements: int) -> tuple[Tile, ...]:
-    return tuple(tile for tile in tiles if tile.n >= columns and tile.m * tile.n <= elements)
+def _some(tiles: tuple[Tile, ...], columns: int, elements: int, warps: int) -> tuple[Tile, ...]:
+    some = (tile for tile in tiles if tile.n >= columns and tile.m * tile.n <= elements)
+    return tuple(tile._replace(warps=min(tile.warps, warps)) for tile in some)
 
 
 @functools.cache
