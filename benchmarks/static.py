@@ -2,6 +2,7 @@
 
     python -m benchmarks.static                              a table for every target, data type and kernel
     python -m benchmarks.static --targets sm_90 --dtypes float16 --json figures.json
+    python -m benchmarks.static --every-tile                 the product kernels in every tile, whatever the layer gets
 
 These figures do not depend on the machine.  They are not times: nothing here knows occupancy, latencies or caches.
 """
@@ -9,6 +10,7 @@ These figures do not depend on the machine.  They are not times: nothing here kn
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import subprocess
@@ -24,6 +26,8 @@ import triton_kernels
 from benchmarks import tables
 from benchmarks.offline import TARGETS, Compiled, compiling_for
 from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+from triton_kernels import configs
+from triton_kernels.launch import dot_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,18 +244,29 @@ LAYERS = (
 )
 
 
-def run_layer(layer: Layer, dtype: torch.dtype, memory_format: torch.memory_format, batch: int = 128) -> None:
-    """Launch every kernel that training `layer` and a 2×2 pooling after it would, on tensors without data."""
+def run_layer(layer: Layer, dtype: torch.dtype, memory_format: torch.memory_format, every_tile: bool = False) -> None:
+    """Launch every kernel that training `layer` and a 2×2 pooling after it would, on tensors without data.
+
+    With `every_tile`, the kernels that multiply tiles alone, in all that they can be launched with.
+    """
 
     def tensor(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
 
-    x = tensor(batch, layer.channels, layer.size, layer.size)
+    x = tensor(128, layer.channels, layer.size, layer.size)
     w = tensor(layer.outputs, layer.channels, layer.kernel, layer.kernel)
     conv = ConvGeometry.of_conv(x.shape, w.shape, layer.stride, layer.padding, 1, 1)
-    y = triton_kernels.conv_fprop(x, w, tensor(1, layer.outputs, 1, 1).flatten(), conv, memory_format)
-    triton_kernels.conv_dgrad(y, w, None, conv, memory_format)
-    triton_kernels.conv_wgrad(x, y, True, conv, memory_format)
+    y, bias = tensor(x.shape[0], w.shape[0], *conv.output), tensor(1, layer.outputs, 1, 1).flatten()
+    for table, launch in (
+        (configs.PRODUCT_TILES, lambda: triton_kernels.conv_fprop(x, w, bias, conv, memory_format)),
+        (configs.PRODUCT_TILES, lambda: triton_kernels.conv_dgrad(y, w, None, conv, memory_format)),
+        (configs.GRADIENT_TILES, lambda: triton_kernels.conv_wgrad(x, y, True, conv, memory_format)),
+    ):
+        for tile in configs.tiles_for(table, dtype, dot_precision(x)) if every_tile else (None,):
+            with configs.forced(tile) if tile else contextlib.nullcontext():
+                launch()
+    if every_tile:
+        return
     pool = PoolGeometry.of_pool(y.shape, 2, 2, 2, 0, 1, False)
     pooled, offset = triton_kernels.max_pool(y, pool, memory_format)
     triton_kernels.max_pool_scatter(pooled, offset, pool, memory_format)
@@ -260,7 +275,9 @@ def run_layer(layer: Layer, dtype: torch.dtype, memory_format: torch.memory_form
     triton_kernels.avg_pool_grad(pooled, average, memory_format)
 
 
-def rows(targets: Sequence[str], dtypes: Sequence[str], layers: Sequence[Layer]) -> Iterator[dict[str, Any]]:
+def rows(
+    targets: Sequence[str], dtypes: Sequence[str], layers: Sequence[Layer], every_tile: bool = False
+) -> Iterator[dict[str, Any]]:
     """One row of figures per target, layer, data type, memory format and kernel."""
     formats = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
     for target in targets:
@@ -268,7 +285,7 @@ def rows(targets: Sequence[str], dtypes: Sequence[str], layers: Sequence[Layer])
             for dtype in dtypes:
                 for format_name, memory_format in formats.items():
                     with compiling_for(target) as kernels:
-                        run_layer(layer, getattr(torch, dtype), memory_format)
+                        run_layer(layer, getattr(torch, dtype), memory_format, every_tile)
                     labels = {"target": target, "layer": layer.name, "dtype": dtype, "format": format_name}
                     yield from ({**labels, **_row(compiled)} for compiled in kernels)
 
@@ -284,11 +301,14 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"])
     parser.add_argument("--layers", nargs="+", default=[layer.name for layer in LAYERS])
+    parser.add_argument(
+        "--every-tile", action="store_true", help="all tiles of the products, not the one of each layer"
+    )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     layers = [layer for layer in LAYERS if layer.name in arguments.layers]
     table = []
-    for row in rows(arguments.targets, arguments.dtypes, layers):
+    for row in rows(arguments.targets, arguments.dtypes, layers, arguments.every_tile):
         if not table:
             print(" ".join(_cell(name, name) for name in row))
         table.append(row)

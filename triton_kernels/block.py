@@ -14,16 +14,18 @@ from triton_kernels.conv_wgrad import launch_wgrad
 from triton_kernels.launch import (
     BlockGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
+    laid_out,
     lifted,
     needs_int64,
     on_device_of,
     product,
     three,
 )
-from triton_kernels.tiles import split_pixel, split_tap, store_pixels
+from triton_kernels.tiles import grouped, split_pixel, split_tap, store_pixels
 from triton_kernels.tuning import tuned
 
 # The winner of a window in which no element is positive: more than the taps of any window.
@@ -68,15 +70,16 @@ def block_fprop_kernel(
     For each group: rows m = (n, q, t), columns o.  One program computes a tile [BM, BN] of the convolution that holds
     whole pooling windows, of T2 rows each: the number of taps rounded up to a power of two.  Of each window it stores
     the maximum and its tap, [BM / T2, BN].  Values are rounded before they are compared, so that the same element wins
-    as when the operations run one after the other.  The grid is (row tiles · column tiles, groups), columns fastest.
+    as when the operations run one after the other.  The grid is (row tiles · column tiles, groups), in the order of
+    `grouped`.
     """
     TAPS: tl.constexpr = POOL[0] * POOL[1] * POOL[2]
     BQ: tl.constexpr = BM // T2
-    COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
     QD, QH, QW = OD // POOL[0], OH // POOL[1], OW // POOL[2]
-    pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    first = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BQ
-    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
+    group, groups = tl.program_id(1), tl.num_programs(1)
+    row, column = grouped(tl.program_id(0), tl.cdiv(N * QD * QH * QW, BQ), (O + BN - 1) // BN)
+    first = row.to(tl.int64 if WIDE else tl.int32) * BQ
+    o_n = column.to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
 
     tap = tl.arange(0, BM) % T2  # [BM]
     n, qd, qh, qw = split_pixel(first, tl.arange(0, BM) // T2, QD, QH, QW)
@@ -139,17 +142,19 @@ def block_fprop(
         return y, winner
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
     taps = triton.next_power_of_2(product(geometry.pool))
+    precision = dot_precision(x)
     wide = needs_int64(x, w, y, slack=max(taps, configs.MOST_ROWS) * y.shape[1])
-    x, w = x.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    x = x.contiguous(memory_format=memory_format)
     bias = bias if bias is None else bias.contiguous()
 
     def launch(tile: configs.Tile) -> None:
+        flat = configs.flattened(tile, channels, product(geometry.kernel))
         rows = max(tile.m, taps)
         windows = triton.cdiv(x.shape[0] * product(pooled), rows // taps)
         grid = (windows * triton.cdiv(outputs, tile.n), geometry.groups)
         block_fprop_kernel[grid](
             x,
-            w,
+            laid_out(w, flat, memory_format),
             bias,
             y,
             winner,
@@ -162,22 +167,25 @@ def block_fprop(
             C=channels,
             O=outputs,
             CHANNELS_LAST=is_channels_last(memory_format),
-            FLAT=channels < configs.TAP_BY_TAP,
+            FLAT=flat,
             WIDE=wide,
-            PRECISION=dot_precision(x),
+            PRECISION=precision,
             ACC=accumulator(x.dtype),
             BM=rows,
             BN=tile.n,
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(x):
-        # Offsets of 64 bits take the registers of half a tile's columns.
-        default = configs.product_tile(x.dtype, min(outputs, 32) if wide else outputs)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
+        pixels, kernel = product(pooled) * taps, product(geometry.kernel)
+        default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, kernel)
         details = {"pool": geometry.pool, "format": memory_format}
-        tuned("block_fprop", x, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, **details)
+        tuned("block_fprop", x, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
     return y, winner
 
 

@@ -15,16 +15,29 @@ from triton_kernels.conv_depthwise import depthwise_dgrad, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
+    laid_out,
     lifted,
     needs_int64,
     on_device_of,
     product,
     three,
 )
-from triton_kernels.tiles import load_gradient, split_pixel, split_tap, store_pixels, window_offset
+from triton_kernels.tiles import (
+    advance,
+    flat_tap,
+    grouped,
+    load_gradient,
+    split_pixel,
+    split_tap,
+    store_pixels,
+    window_offset,
+    within,
+    zeros4,
+)
 from triton_kernels.tuning import tuned
 
 
@@ -89,7 +102,7 @@ def conv_dgrad_kernel(
 
     For a class and a group: rows m = (n, i), columns c, reduction (o, k).  One program computes the tile x̄ [BM, BN]
     from tiles g [BM, BK] and w [BK, BN].  C and O are the channels of one group.  The grid is (classes · row tiles ·
-    column tiles, groups), columns fastest.
+    column tiles, groups), each class in the order of `grouped`.  The reduction is walked as in `fprop_tile`.
     """
     COLUMN_TILES: tl.constexpr = (C + BN - 1) // BN
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
@@ -97,14 +110,15 @@ def conv_dgrad_kernel(
     QD, QH, QW = tl.cdiv(ID, STRIDE[0]), tl.cdiv(IH, STRIDE[1]), tl.cdiv(IW, STRIDE[2])
     row_tiles = tl.cdiv(N * QD * QH * QW, BM)
     pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    residue = pid // COLUMN_TILES // row_tiles
+    residue = pid // (row_tiles * COLUMN_TILES)
+    row, column = grouped(pid - residue * (row_tiles * COLUMN_TILES), row_tiles, COLUMN_TILES)
     rd, rh, rw = split_tap(residue, STRIDE)
     kd0, taps_d, od0 = residue_taps(rd, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], STEP[0])
     kh0, taps_h, oh0 = residue_taps(rh, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], STEP[1])
     kw0, taps_w, ow0 = residue_taps(rw, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], STEP[2])
 
-    first = (pid // COLUMN_TILES % row_tiles).to(tl.int64 if WIDE else tl.int32) * BM
-    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
+    first = row.to(tl.int64 if WIDE else tl.int32) * BM
+    o_n = column.to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
     n, qd, qh, qw = split_pixel(first, tl.arange(0, BM), QD, QH, QW)  # [BM]
     i_d, i_h, i_w = qd * STRIDE[0] + rd, qh * STRIDE[1] + rh, qw * STRIDE[2] + rw
     m_m, m_n = (n < N) & (i_d < ID) & (i_h < IH) & (i_w < IW), o_n < C
@@ -114,21 +128,29 @@ def conv_dgrad_kernel(
     acc = tl.zeros([BM, BN], dtype=ACC)
     BLOCKS: tl.constexpr = (O + BK - 1) // BK
     taps = taps_d * taps_h * taps_w
+    t_d, t_h, t_w, block = zeros4()
     for step in range(tl.cdiv(O * taps, BK) if FLAT else BLOCKS * taps):
+        lane = tl.arange(0, BK)
         if FLAT:
-            k = step * BK + tl.arange(0, BK)
+            k = step * BK + lane  # [BK]
             o, tap, m_k = k % O, k // O, k < O * taps
+            td, th, tw = tap // (taps_w * taps_h), tap // taps_w % taps_h, tap % taps_w
+            k_w = flat_tap(kd0 + td * STEP[0], kh0 + th * STEP[1], kw0 + tw * STEP[2], KERNEL)[:, None]
+            td, th, tw = tl.expand_dims(td, 1 - PIXELS), tl.expand_dims(th, 1 - PIXELS), tl.expand_dims(tw, 1 - PIXELS)
         else:
-            o = step % BLOCKS * BK + tl.arange(0, BK)
-            tap, m_k = tl.full([1], 0, tl.int32) + step // BLOCKS, o < O
-        td, th, tw = tap // (taps_w * taps_h), tap // taps_w % taps_h, tap % taps_w
-        back_d = tl.expand_dims(td * (STEP[0] * DILATION[0] // STRIDE[0]), 1 - PIXELS)
-        back_h = tl.expand_dims(th * (STEP[1] * DILATION[1] // STRIDE[1]), 1 - PIXELS)
-        back_w = tl.expand_dims(tw * (STEP[2] * DILATION[2] // STRIDE[2]), 1 - PIXELS)
+            o, td, th, tw = block * BK + lane, t_d, t_h, t_w
+            m_k = o < O
+            k_w = flat_tap(kd0 + td * STEP[0], kh0 + th * STEP[1], kw0 + tw * STEP[2], KERNEL)
+            t_d, t_h, t_w, block = advance(t_d, t_h, t_w, block, 0, 0, 0, 1, taps_h, taps_w, BLOCKS)
+        back_d = td * (STEP[0] * DILATION[0] // STRIDE[0])
+        back_h = th * (STEP[1] * DILATION[1] // STRIDE[1])
+        back_w = tw * (STEP[2] * DILATION[2] // STRIDE[2])
         od = tl.expand_dims(qd + od0, PIXELS) - back_d
         oh = tl.expand_dims(qh + oh0, PIXELS) - back_h
         ow = tl.expand_dims(qw + ow0, PIXELS) - back_w
-        m_g = (od >= 0) & (od < OD) & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+        m_g = within(od, OD, KERNEL[0] * STRIDE[0] * DILATION[0] == 1 and PADDING[0] == 0)
+        m_g = m_g & within(oh, OH, KERNEL[1] * STRIDE[1] * DILATION[1] == 1 and PADDING[1] == 0)
+        m_g = m_g & within(ow, OW, KERNEL[2] * STRIDE[2] * DILATION[2] == 1 and PADDING[2] == 0)
         m_g = m_g & tl.expand_dims(m_m, PIXELS) & tl.expand_dims(m_k, 1 - PIXELS)
         g = load_gradient(
             p_g,
@@ -147,9 +169,8 @@ def conv_dgrad_kernel(
             CHANNELS_LAST,
         )
         g = g if CHANNELS_LAST else tl.trans(g)  # [BM, BK]
-        k_w = ((kd0 + td * STEP[0]) * KERNEL[1] + kh0 + th * STEP[1]) * KERNEL[2] + kw0 + tw * STEP[2]
         o_w = (group * O + o).to(first.dtype)[:, None] * (C * TAPS) + window_offset(
-            o_n[None, :], k_w[:, None], C, TAPS, CHANNELS_LAST
+            o_n[None, :], k_w, C, TAPS, CHANNELS_LAST or not FLAT
         )
         w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(g, w, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -187,19 +208,23 @@ def launch_dgrad(
     arguments = lifted(geometry)
     strides, dilations = arguments["STRIDE"], arguments["DILATION"]
     sizes = (arguments["ID"], arguments["IH"], arguments["IW"])
-    class_pixels = g.shape[0] * product(triton.cdiv(size, s) for size, s in zip(sizes, strides))
+    class_pixels = product(triton.cdiv(size, s) for size, s in zip(sizes, strides))
+    precision = dot_precision(g)
     wide = needs_int64(g, w, x, slack=configs.MOST_ROWS * product(strides) * x.shape[1])
-    g, w = g.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    # Taps that reach a class, one with another.
+    class_taps = triton.cdiv(product(geometry.kernel), product(strides))
+    g = g.contiguous(memory_format=memory_format)
     winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
     bias = bias if bias is None else bias.contiguous()
 
     def launch(tile: configs.Tile) -> None:
-        row_tiles = triton.cdiv(class_pixels, tile.m)
+        flat = configs.flattened(tile, outputs, class_taps)
+        row_tiles = triton.cdiv(g.shape[0] * class_pixels, tile.m)
         grid = (product(strides) * row_tiles * triton.cdiv(channels, tile.n), geometry.groups)
         conv_dgrad_kernel[grid](
             g,
             winner,
-            w,
+            laid_out(w, flat, memory_format),
             bias,
             x,
             N=g.shape[0],
@@ -210,19 +235,23 @@ def launch_dgrad(
             # Tap k reaches a class if k·dilation ≡ r + padding (mod stride): every STEP-th tap does, or none.
             STEP=tuple(s // math.gcd(s, d) for s, d in zip(strides, dilations)),
             CHANNELS_LAST=is_channels_last(memory_format),
-            FLAT=outputs < configs.TAP_BY_TAP,
+            FLAT=flat,
             WIDE=wide,
-            PRECISION=dot_precision(g),
+            PRECISION=precision,
             ACC=accumulator(g.dtype),
             BM=tile.m,
             BN=tile.n,
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(g):
-        default = configs.product_tile(g.dtype, channels)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, g.dtype, precision, most)
+        pixels = class_pixels * product(strides)
+        default = configs.product_tile(tiles, g.shape[0], pixels, channels, geometry.groups, outputs, class_taps)
         details = {"pool": pool, "format": memory_format}
-        tuned("conv_dgrad", g, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, **details)
+        tuned("conv_dgrad", g, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
     return x

@@ -12,22 +12,26 @@ from triton_kernels.conv_depthwise import depthwise_fprop, is_depthwise
 from triton_kernels.launch import (
     ConvGeometry,
     accumulator,
+    all_registers,
     dot_precision,
     empty,
     is_channels_last,
+    laid_out,
     lifted,
     needs_int64,
     on_device_of,
     product,
 )
 from triton_kernels.tiles import (
-    channel_offset,
-    input_pixel,
-    reduction_tile,
+    advance,
+    flat_tap,
+    grouped,
+    input_offset,
     split_pixel,
     split_tap,
+    split_window,
     store_pixels,
-    window_offset,
+    zeros4,
 )
 from triton_kernels.tuning import tuned
 
@@ -64,45 +68,53 @@ def fprop_tile(
     """bias[o] + Σ_{c,k} x[n, c, p·stride − padding + k·dilation] · w[o, c, k]: [BM, BN]
 
     Rows are the output pixels (n, od, oh, ow) [BM], columns the output channels o_n [BN] of the program's group; the
-    reduction over (c, k) walks tiles x [BM, BK] and w [BK, BN].
+    reduction over (c, k) walks tiles x [BM, BK] and w [BK, BN].  FLAT walks both as one index, in the order in which w
+    holds them, so that few channels fill a step.  Otherwise a step is one tap and BK channels, which lie side by side
+    in w (`laid_out`): one address per pixel serves them all.  Taps are counted on, not divided out of the step.
     """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    BLOCKS: tl.constexpr = (C + BK - 1) // BK
     group, groups = tl.program_id(1), tl.num_programs(1)
     m_m, m_n = n < N, o_n < O
     # The lanes of a warp lie along the last dimension: what is innermost in memory comes last, and is turned round.
     PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
     acc = tl.zeros([BM, BN], dtype=ACC)
-    STEPS: tl.constexpr = (C * TAPS + BK - 1) // BK if FLAT else TAPS * ((C + BK - 1) // BK)
-    for step in range(STEPS):
-        c, tap, m_k = reduction_tile(step, C, TAPS, CHANNELS_LAST, FLAT, BK)  # [BK]; tap [BK] or [1]
-        kd, kh, kw = split_tap(tl.expand_dims(tap, 1 - PIXELS), KERNEL)
-        pixel, m_x = input_pixel(
+    t_d, t_h, t_w, block = zeros4()
+    for step in range((C * TAPS + BK - 1) // BK if FLAT else TAPS * BLOCKS):
+        lane = tl.arange(0, BK)
+        if FLAT:
+            k = step * BK + lane  # [BK]
+            c, tap = split_window(k, C, TAPS, CHANNELS_LAST)
+            kd, kh, kw = split_tap(tl.expand_dims(tap, 1 - PIXELS), KERNEL)
+            m_k = k < C * TAPS
+        else:
+            c, kd, kh, kw = block * BK + lane, t_d, t_h, t_w
+            k, m_k = flat_tap(kd, kh, kw, KERNEL) * C + c, c < C
+            t_d, t_h, t_w, block = advance(t_d, t_h, t_w, block, 0, 0, 0, 1, KERNEL[1], KERNEL[2], BLOCKS)
+        o_x, m_x = input_offset(
+            tl.expand_dims(n, PIXELS),
+            tl.expand_dims(group * C + c, 1 - PIXELS),
             tl.expand_dims(od, PIXELS),
             tl.expand_dims(oh, PIXELS),
             tl.expand_dims(ow, PIXELS),
             kd,
             kh,
             kw,
+            groups * C,
             ID,
             IH,
             IW,
+            KERNEL,
             STRIDE,
             PADDING,
             DILATION,
             MODE,
-        )
-        m_x = m_x & tl.expand_dims(m_m, PIXELS) & tl.expand_dims(m_k, 1 - PIXELS)
-        o_x = channel_offset(
-            tl.expand_dims(n, PIXELS),
-            tl.expand_dims(group * C + c, 1 - PIXELS),
-            pixel,
-            groups * C,
-            ID * IH * IW,
             CHANNELS_LAST,
         )
+        m_x = m_x & tl.expand_dims(m_m, PIXELS) & tl.expand_dims(m_k, 1 - PIXELS)
         x = tl.load(p_x + o_x, mask=m_x, other=0.0)
         x = x if CHANNELS_LAST else tl.trans(x)  # [BM, BK]
-        o_w = (group * O + o_n)[None, :] * (C * TAPS) + window_offset(c, tap, C, TAPS, CHANNELS_LAST)[:, None]
+        o_w = (group * O + o_n)[None, :] * (C * TAPS) + k[:, None]
         w = tl.load(p_w + o_w, mask=m_k[:, None] & m_n[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(x, w, acc, input_precision=PRECISION, out_dtype=ACC)
 
@@ -145,12 +157,12 @@ def conv_fprop_kernel(
     A matrix product for each group: rows m = (n, p), columns o, reduction (c, k).  One program computes the tile
     y [BM, BN] from tiles x [BM, BK] and w [BK, BN].  C and O are the channels of one group.
 
-    The grid is (row tiles · column tiles, groups), columns fastest: programs that run together share their x tiles.
+    The grid is (row tiles · column tiles, groups), in the order of `grouped`.
     """
-    COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
-    pid, group, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    first = (pid // COLUMN_TILES).to(tl.int64 if WIDE else tl.int32) * BM
-    o_n = (pid % COLUMN_TILES).to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
+    group, groups = tl.program_id(1), tl.num_programs(1)
+    row, column = grouped(tl.program_id(0), tl.cdiv(N * OD * OH * OW, BM), (O + BN - 1) // BN)
+    first = row.to(tl.int64 if WIDE else tl.int32) * BM
+    o_n = column.to(first.dtype) * BN + tl.arange(0, BN)  # [BN]
     n, od, oh, ow = split_pixel(first, tl.arange(0, BM), OD, OH, OW)  # [BM]
     m_m, m_n = n < N, o_n < O
 
@@ -197,16 +209,18 @@ def conv_fprop(
         depthwise_fprop(x, w, bias, y, geometry, memory_format)
         return y
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
-    pixels = x.shape[0] * product(geometry.output)
+    taps, pixels = product(geometry.kernel), product(geometry.output)
+    precision = dot_precision(x)
     wide = needs_int64(x, w, y, slack=configs.MOST_ROWS * y.shape[1])
-    x, w = x.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+    x = x.contiguous(memory_format=memory_format)
     bias = bias if bias is None else bias.contiguous()
 
     def launch(tile: configs.Tile) -> None:
-        grid = (triton.cdiv(pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
+        flat = configs.flattened(tile, channels, taps)
+        grid = (triton.cdiv(x.shape[0] * pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
         conv_fprop_kernel[grid](
             x,
-            w,
+            laid_out(w, flat, memory_format),
             bias,
             y,
             N=x.shape[0],
@@ -215,18 +229,21 @@ def conv_fprop(
             C=channels,
             O=outputs,
             CHANNELS_LAST=is_channels_last(memory_format),
-            FLAT=channels < configs.TAP_BY_TAP,
+            FLAT=flat,
             WIDE=wide,
-            PRECISION=dot_precision(x),
+            PRECISION=precision,
             ACC=accumulator(x.dtype),
             BM=tile.m,
             BN=tile.n,
             BK=tile.k,
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **all_registers(),
         )
 
     with on_device_of(x):
-        default = configs.product_tile(x.dtype, outputs)
-        tuned("conv_fprop", x, w.shape, geometry, configs.PRODUCT_TILES, default, launch, wide, format=memory_format)
+        most = configs.WIDE_PRODUCT if wide else configs.ANY
+        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
+        default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, taps)
+        tuned("conv_fprop", x, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, format=memory_format)
     return y

@@ -25,7 +25,14 @@ from triton_kernels.launch import (
     three,
 )
 from triton_kernels.splits import add_splits, partial_sums
-from triton_kernels.tiles import advance, channel_offset, input_pixel, load_gradient, split_pixel, split_tap
+from triton_kernels.tiles import (
+    advance,
+    input_offset,
+    load_gradient,
+    split_pixel,
+    split_tap,
+    split_window,
+)
 from triton_kernels.tuning import tuned
 
 
@@ -62,61 +69,81 @@ def conv_wgrad_kernel(
 ):
     """w̄[o, c, k] = Σ_{n,p} g[n, o, p] · x[n, c, p·stride − padding + k·dilation], and b̄[o] = Σ_{n,p} g[n, o, p]
 
-    For each group: rows o, columns (c, k) in the order in which the weight holds them, reduction m = (n, p).  The
+    For each group: rows (c, k) in the order in which the weight holds them, columns o, reduction m = (n, p).  The
     reduction is long and the result small, so split s sums the LENGTH pixels from s·LENGTH on: one program computes
-    the tile [BM, BN] of partial sums s from tiles g [BM, BK] and x [BK, BN].  C and O are the channels of one group.
+    the tile [BM, BN] of partial sums s from tiles x [BM, BK] and g [BK, BN].  C and O are the channels of one group.
 
-    `p_partial` is [splits, groups·O·C·taps], and with BIAS groups·O more: the programs of the first column tile add
-    up the g that they read anyway.  The grid is (row tiles · column tiles, groups, splits), rows fastest: programs
+    `p_partial` is [splits, groups·O·C·taps], and with BIAS groups·O more: the programs of the first row tile add up
+    the g that they read anyway.  The grid is (row tiles · column tiles, groups, splits), columns fastest: programs
     that run together share their x tiles.  With `p_winner`, g is given through its pooling; see `load_gradient`.
     """
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
-    ROW_TILES: tl.constexpr = (O + BM - 1) // BM
+    COLUMN_TILES: tl.constexpr = (O + BN - 1) // BN
     pid, group, groups, split = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    o_m = pid % ROW_TILES * BM + tl.arange(0, BM)  # [BM]
-    o_n = pid // ROW_TILES * BN + tl.arange(0, BN)  # [BN]
-    if CHANNELS_LAST:
-        c, tap = o_n % C, o_n // C
-    else:
-        c, tap = o_n // TAPS, o_n % TAPS
+    o_m = pid // COLUMN_TILES * BM + tl.arange(0, BM)  # [BM]
+    o_n = pid % COLUMN_TILES * BN + tl.arange(0, BN)  # [BN]
+    c, tap = split_window(o_m, C, TAPS, CHANNELS_LAST)
 
     # The lanes of a warp lie along the last dimension: channels or pixels, whichever are neighbours in memory.
     PIXELS: tl.constexpr = 1 if CHANNELS_LAST else 0
-    o = tl.expand_dims(group * O + o_m, 1 - PIXELS)
-    m_m = tl.expand_dims(o_m < O, 1 - PIXELS)
     c = tl.expand_dims(group * C + c, 1 - PIXELS)
     kd, kh, kw = split_tap(tl.expand_dims(tap, 1 - PIXELS), KERNEL)
-    m_n = tl.expand_dims(o_n < C * TAPS, 1 - PIXELS)
+    m_m = tl.expand_dims(o_m < C * TAPS, 1 - PIXELS)
+    o = tl.expand_dims(group * O + o_n, 1 - PIXELS)
+    m_n = tl.expand_dims(o_n < O, 1 - PIXELS)
 
     acc = tl.zeros([BM, BN], dtype=ACC)
-    acc_bias = tl.zeros([BM], dtype=ACC)
+    acc_bias = tl.zeros([BK, BN] if CHANNELS_LAST else [BN, BK], dtype=ACC)
     start = split.to(tl.int64 if WIDE else tl.int32) * LENGTH
     k_n, k_d, k_h, k_w = split_pixel(start, tl.arange(0, BK), OD, OH, OW)  # [BK]
     step_n, step_d, step_h, step_w = split_pixel(BK, tl.zeros([1], tl.int32), OD, OH, OW)
-    for _ in range(0, LENGTH, BK):
+    left = tl.full([], N, start.dtype) * OD * OH * OW - start
+    for _ in range(0, tl.minimum(LENGTH, left).to(tl.int32), BK):
         n, od = tl.expand_dims(k_n, PIXELS), tl.expand_dims(k_d, PIXELS)
         oh, ow = tl.expand_dims(k_h, PIXELS), tl.expand_dims(k_w, PIXELS)
         m_k = n < N
+        o_x, m_x = input_offset(
+            n,
+            c,
+            od,
+            oh,
+            ow,
+            kd,
+            kh,
+            kw,
+            groups * C,
+            ID,
+            IH,
+            IW,
+            KERNEL,
+            STRIDE,
+            PADDING,
+            DILATION,
+            MODE,
+            CHANNELS_LAST,
+        )
+        x = tl.load(p_x + o_x, mask=m_x & m_k & m_m, other=0.0)  # pixels [BK], rows [BM]
         g = load_gradient(
-            p_g, p_winner, n, o, od, oh, ow, groups * O, OD, OH, OW, m_m & m_k, POOL, CHANNELS_LAST
-        )  # pixels [BK], outputs [BM]
-        pixel, m_x = input_pixel(od, oh, ow, kd, kh, kw, ID, IH, IW, STRIDE, PADDING, DILATION, MODE)
-        o_x = channel_offset(n, c, pixel, groups * C, ID * IH * IW, CHANNELS_LAST)
-        x = tl.load(p_x + o_x, mask=m_x & m_k & m_n, other=0.0)  # pixels [BK], columns [BN]
+            p_g, p_winner, n, o, od, oh, ow, groups * O, OD, OH, OW, m_n & m_k, POOL, CHANNELS_LAST
+        )  # pixels [BK], outputs [BN]
         if CHANNELS_LAST:
-            acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = tl.dot(tl.trans(x), g, acc, input_precision=PRECISION, out_dtype=ACC)
         else:
-            acc = tl.dot(g, tl.trans(x), acc, input_precision=PRECISION, out_dtype=ACC)
-        if BIAS:
-            acc_bias += tl.sum(g.to(ACC), axis=1 - PIXELS)
+            acc = tl.dot(x, tl.trans(g), acc, input_precision=PRECISION, out_dtype=ACC)
+        if BIAS:  # noqa: SIM102 - the compiler knows this, and not the next
+            if pid < COLUMN_TILES:
+                acc_bias += g.to(ACC)
         k_n, k_d, k_h, k_w = advance(k_n, k_d, k_h, k_w, step_n, step_d, step_h, step_w, OD, OH, OW)
 
     weights = groups * O * C * TAPS
     p_partial += split.to(tl.int64) * (weights + groups * O if BIAS else weights)
-    row, m_row, m_column = group * O + o_m, o_m < O, o_n < C * TAPS
-    tl.store(p_partial + row[:, None] * (C * TAPS) + o_n[None, :], acc, mask=m_row[:, None] & m_column[None, :])
+    row, m_row = group * O + o_n, o_n < O
+    # Turned round: the weights of one output channel are neighbours in memory.
+    o_p = row[:, None] * (C * TAPS) + o_m[None, :]
+    tl.store(p_partial + o_p, tl.trans(acc), mask=m_row[:, None] & (o_m < C * TAPS)[None, :])
     if BIAS:
-        tl.store(p_partial + weights + row, acc_bias, mask=m_row & (pid < ROW_TILES))
+        acc_bias = tl.sum(acc_bias, axis=1 - PIXELS)
+        tl.store(p_partial + weights + row, acc_bias, mask=m_row & (pid < COLUMN_TILES))
 
 
 def conv_wgrad(
@@ -142,17 +169,21 @@ def launch_wgrad(
     if is_depthwise(w, geometry):
         depthwise_wgrad(x, g, winner, w, bias, geometry, pool, memory_format)
         return w, bias
-    pixels, columns = g.shape[0] * product(geometry.output), channels * product(geometry.kernel)
-    splits, length = configs.split(pixels, outputs, columns, geometry.groups)
+    pixels, rows, precision = product(geometry.output), channels * product(geometry.kernel), dot_precision(g)
+    # The last step of a split may reach some samples beyond the end.
+    wide = needs_int64(x, g, slack=configs.SPLIT_UNIT * max(product(x.shape[1:]), product(g.shape[1:])))
+    most = configs.WIDE_GRADIENT if wide else configs.ANY
+    tiles = configs.tiles_for(configs.GRADIENT_TILES, g.dtype, precision, most)
+    default = configs.gradient_tile(tiles, g.shape[0], pixels, rows, outputs, geometry.groups)
+    splits, length = configs.split(g.shape[0] * pixels, rows, outputs, geometry.groups, default)
     partial = partial_sums(splits, w, bias)
     if w.numel() == 0:
         return w, bias
-    wide = needs_int64(x, g, slack=splits * length * max(x.shape[1], g.shape[1]))
     x, g = x.contiguous(memory_format=memory_format), g.contiguous(memory_format=memory_format)
     winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
 
     def launch(tile: configs.Tile) -> None:
-        conv_wgrad_kernel[triton.cdiv(outputs, tile.m) * triton.cdiv(columns, tile.n), geometry.groups, splits](
+        conv_wgrad_kernel[triton.cdiv(rows, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups, splits](
             x,
             g,
             winner,
@@ -167,7 +198,7 @@ def launch_wgrad(
             POOL=three(pool, 1),
             CHANNELS_LAST=is_channels_last(memory_format),
             WIDE=wide,
-            PRECISION=dot_precision(g),
+            PRECISION=precision,
             ACC=accumulator(g.dtype),
             BM=tile.m,
             BN=tile.n,
@@ -178,9 +209,7 @@ def launch_wgrad(
         )
 
     with on_device_of(g):
-        # Offsets of 64 bits take the registers of most rows of float32, whose products have their operands in them.
-        default = configs.gradient_tile(g.dtype, 1 if wide and g.dtype is torch.float32 else outputs)
         details = {"pool": pool, "format": memory_format, "bias": with_bias}
-        tuned("conv_wgrad", g, w.shape, geometry, configs.GRADIENT_TILES, default, launch, wide, **details)
+        tuned("conv_wgrad", g, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
         add_splits(partial, w, bias)
     return w, bias

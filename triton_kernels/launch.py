@@ -154,10 +154,9 @@ def warps(threads: int) -> int:
 
 
 def all_registers() -> dict[str, int]:
-    """A launch option for wgrad, on NVIDIA: up to 255 registers a thread.
+    """A launch option of products, on NVIDIA: up to 255 registers a thread.
 
-    Told no number, ptxas spills a register or two where that lets one more block run on a multiprocessor.  The splits
-    are two blocks for each, which have room for all registers.
+    Told no number, ptxas spills a register or two where that lets one more block run on a multiprocessor.
     """
     return {} if torch.version.hip else {"maxnreg": 255}
 
@@ -168,6 +167,15 @@ def is_channels_last(memory_format: torch.memory_format) -> bool:
 
 def empty(like: Tensor, size: Sequence[int], memory_format: torch.memory_format, dtype: torch.dtype) -> Tensor:
     return torch.empty(size, dtype=dtype, device=like.device, memory_format=memory_format)
+
+
+def laid_out(w: Tensor, flat: bool, memory_format: torch.memory_format) -> Tensor:
+    """The weight as a product walks it: flat, in the format of the rest; else channels innermost, whatever that is.
+
+    One tap after the other, the channels of a contiguous weight lie `taps` elements apart, a sector of memory for each.
+    The copy, where one is needed, is of the weight alone.
+    """
+    return w.contiguous(memory_format=memory_format) if flat else w.movedim(1, -1).contiguous()
 
 
 def accumulator(dtype: torch.dtype) -> Any:

@@ -68,6 +68,12 @@ def split_tap(tap, KERNEL: tl.constexpr):
 
 
 @triton.jit
+def flat_tap(kd, kh, kw, KERNEL: tl.constexpr):
+    """Back from `split_tap`."""
+    return (kd * KERNEL[1] + kh) * KERNEL[2] + kw
+
+
+@triton.jit
 def channel_offset(n, c, pixel, channels, pixels, CHANNELS_LAST: tl.constexpr):
     """Offset of element [n, c, pixel] in a dense tensor of either memory format."""
     if CHANNELS_LAST:
@@ -99,25 +105,33 @@ def window_offset(c, tap, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CHANNELS_L
 
 
 @triton.jit
-def reduction_tile(
-    step, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, FLAT: tl.constexpr, BK: tl.constexpr
-):
-    """Channels, taps and mask of one step through a reduction over (channel, tap): [BK], [BK] or [1], [BK].
+def split_window(k, CHANNELS: tl.constexpr, TAPS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Channel and tap of element k of one output channel of a weight of either memory format."""
+    if CHANNELS_LAST:
+        return k % CHANNELS, k // CHANNELS
+    else:  # noqa: RET505
+        return k // TAPS, k % TAPS
 
-    FLAT walks both as one index, in the order in which a weight holds them, so that few channels fill a tile.
-    Otherwise a step is one tap and BK channels: one address per pixel serves them all.
+
+@triton.jit
+def zeros4():
+    """Four counters, for `advance`."""
+    zero = tl.full([], 0, tl.int32)
+    return zero, zero, zero, zero
+
+
+@triton.jit
+def grouped(pid, ROWS, COLUMNS: tl.constexpr):
+    """Row and column tile of a program, such that those that run at a time share what they load.
+
+    Up to 16 column tiles, columns are fastest: the two programs for each of an H100's 132 multiprocessors are then some
+    whole rows of tiles.  More columns would make these rows fewer than a square has, so 16 rows walk them together.
     """
-    lane = tl.arange(0, BK)
-    if FLAT:
-        o = step * BK + lane
-        if CHANNELS_LAST:
-            return o % CHANNELS, o // CHANNELS, o < CHANNELS * TAPS
-        else:  # noqa: RET505
-            return o // TAPS, o % TAPS, o < CHANNELS * TAPS
-    else:
-        BLOCKS: tl.constexpr = (CHANNELS + BK - 1) // BK
-        c = step % BLOCKS * BK + lane
-        return c, tl.full([1], 0, tl.int32) + step // BLOCKS, c < CHANNELS
+    GROUP: tl.constexpr = 16 if COLUMNS > 16 else 1
+    first = pid // (GROUP * COLUMNS) * GROUP
+    height = tl.minimum(ROWS - first, GROUP)
+    pid = pid % (GROUP * COLUMNS)
+    return first + pid % height, pid // height
 
 
 @triton.jit
@@ -155,6 +169,52 @@ def input_pixel(
     i_w = padded_position(w * STRIDE[2] - PADDING[2] + kw * DILATION[2], W, MODE)
     inside = (i_d >= 0) & (i_d < D) & (i_h >= 0) & (i_h < H) & (i_w >= 0) & (i_w < W)
     return (i_d * H + i_h) * W + i_w, inside
+
+
+@triton.jit
+def within(i, SIZE, SURE: tl.constexpr):
+    """Whether 0 ≤ i < SIZE, by one comparison: a negative number is a large one without a sign; or SURE."""
+    if SURE:
+        return tl.full([], True, tl.int1)
+    else:  # noqa: RET505
+        return i.to(tl.uint32, bitcast=True) < SIZE
+
+
+@triton.jit
+def input_offset(
+    n,
+    c,
+    d,
+    h,
+    w,
+    kd,
+    kh,
+    kw,
+    channels,
+    D,
+    H,
+    W,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    MODE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """Offset of the element of sample n and channel c at `input_pixel`, and whether it lies in the input."""
+    if MODE == "zeros":
+        # The offset is the sum of the window's and the tap's, one of which does not change in a loop.
+        i_d, i_h, i_w = d * STRIDE[0] - PADDING[0], h * STRIDE[1] - PADDING[1], w * STRIDE[2] - PADDING[2]
+        k_d, k_h, k_w = kd * DILATION[0], kh * DILATION[1], kw * DILATION[2]
+        window = channel_offset(n, 0, (i_d * H + i_h) * W + i_w, channels, D * H * W, CHANNELS_LAST)
+        tap = channel_offset(0, c, (k_d * H + k_h) * W + k_w, channels, D * H * W, CHANNELS_LAST)
+        # Without padding, a window of one tap lies in the input.
+        inside = within(i_d + k_d, D, KERNEL[0] == 1 and PADDING[0] == 0)
+        inside = inside & within(i_h + k_h, H, KERNEL[1] == 1 and PADDING[1] == 0)
+        return window + tap, inside & within(i_w + k_w, W, KERNEL[2] == 1 and PADDING[2] == 0)
+    else:  # noqa: RET505
+        pixel, inside = input_pixel(d, h, w, kd, kh, kw, D, H, W, STRIDE, PADDING, DILATION, MODE)
+        return channel_offset(n, c, pixel, channels, D * H * W, CHANNELS_LAST), inside
 
 
 @triton.jit

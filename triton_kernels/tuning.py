@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -105,7 +105,7 @@ def tuned(
     x: Tensor,
     w: Sequence[int],
     geometry: ConvGeometry,
-    tiles: Mapping[int, Sequence[Tile]],
+    tiles: Sequence[Tile],
     default: Tile,
     launch: Callable[[Tile], object],
     wide: bool,
@@ -118,7 +118,7 @@ def tuned(
         x: any operand, for the type and the device.
         w: the weight's size.
         geometry: the sizes that all launchers take.
-        tiles: all that the kernel can be launched with, by bytes per element.
+        tiles: all that the kernel can be launched with.
         default: the one that the shape suggests.
         wide: whether offsets take 64 bits: then it is the default, since the registers of others may not suffice.
         details: what else tells layers apart.
@@ -128,7 +128,7 @@ def tuned(
         details |= {**sizes, "groups": geometry.groups, "padding_mode": geometry.padding_mode, "w": tuple(w)}
         names = [gpu, triton.__version__, kernel, str(x.dtype), dot_precision(x)]
         layer = " | ".join([*names, *(f"{name}={details[name]}" for name in sorted(details))])
-        default = tuner.choose(layer, tiles[x.element_size()], default, launch)
+        default = tuner.choose(layer, tiles, default, launch)
     launch(default)
 
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from launches import BLOCK, CONV, DTYPES, Conv, short, tiles_of
+from launches import BLOCK, CONV, DTYPES, TF32, Conv, dot_precision, dtype_of, short, tiles_of
 from torch import Tensor
 
 import triton_kernels
@@ -32,7 +31,6 @@ from triton_kernels import configs
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TF32 = "tf32"
 
 
 class Case(NamedTuple):
@@ -45,15 +43,16 @@ class Case(NamedTuple):
 
 def conv_cases(target: str) -> Iterator[Case]:
     precisions: list[torch.dtype | str] = [*DTYPES, *([TF32] if target.startswith("sm") else [])]
+    with compiling_for(target):  # not every GPU takes every tile
+        tiles = {(name, kind): tiles_of(name, kind) for name in (*CONV, *BLOCK) for kind in precisions}
     for kind in precisions:
-        dtype = torch.float32 if isinstance(kind, str) else kind
         for name in (*CONV, *BLOCK):
-            for i, tile in enumerate(tiles_of(name, dtype)):
+            for i, tile in enumerate(tiles[name, kind]):
                 # The result's channels are as many as the tile has room for, the others few or many.  Of the types
                 # whose code is another's with other instructions, each tile takes turns at one of the two.
                 both = kind not in (torch.bfloat16, TF32)
                 if both or i % 2 == 0:
-                    few = (tile.n, 3) if name.endswith("dgrad") else (3, tile.m if name.endswith("wgrad") else tile.n)
+                    few = (tile.n, 3) if name.endswith("dgrad") else (3, tile.n)
                     conv = Conv(64, *few, (28, 28), (5, 5), padding=2)
                     yield conv_case(name, kind, conv, "contiguous", tile, bias=True)
                 if both or i % 2 == 1:
@@ -89,6 +88,12 @@ def conv_cases(target: str) -> Iterator[Case]:
     for dtype in (torch.float16, torch.float32):
         for name in (*CONV, *BLOCK):
             yield conv_case(name, dtype, Conv(64, 6, 16, (14, 14), (5, 5)), "contiguous", bias=True, note="LeNet")
+    # The largest tile where three dimensions take registers, in the format that loads element by element.
+    for name in CONV:
+        tile = tiles[name, torch.float16][-1]
+        yield conv_case(
+            name, torch.float16, Conv(8, 64, 128, (16, 16, 16), (3, 3, 3), padding=1), "contiguous", tile, True
+        )
     for dtype in (torch.float16, torch.float64):
         for branch, conv in branches.items():
             for name in CONV if conv.padding_mode == "zeros" else ("conv_fprop", "conv_wgrad"):
@@ -104,16 +109,12 @@ def conv_case(
     bias: bool = False,
     note: str = "",
 ) -> Case:
-    dtype = torch.float32 if isinstance(kind, str) else kind
+    dtype = dtype_of(kind)
 
     def launch() -> None:
         x, w, g = conv.operands(dtype, "meta")
         b = torch.empty(max(conv.channels, conv.outputs), dtype=dtype, device="meta") if bias else None
-        with contextlib.ExitStack() as stack:
-            if tile is not None:
-                stack.enter_context(configs.forced(tile))
-            if kind == TF32:
-                stack.enter_context(dot_precision(TF32))
+        with dot_precision(kind), configs.forced(tile) if tile else contextlib.nullcontext():
             memory_format = conv.memory_format(format == "channels_last")
             if name in CONV:
                 conv.launch(name, x, w, g, b, memory_format)
@@ -121,7 +122,7 @@ def conv_case(
                 launch_block(name, conv, x, w, None if b is None else b[: conv.outputs], memory_format)
 
     label = f"{name} {note or shown(conv)} {format} {tile or ''}"
-    return Case(label, kind if isinstance(kind, str) else short(kind), launch)
+    return Case(label, short(kind), launch)
 
 
 def launch_block(
@@ -141,16 +142,6 @@ def launch_block(
 def shown(conv: Conv) -> str:
     sizes = (conv.batch, conv.channels, *conv.size)
     return f"x[{', '.join(map(str, sizes))}] {conv.outputs} outputs"
-
-
-@contextlib.contextmanager
-def dot_precision(precision: str) -> Iterator[None]:
-    """What the launchers ask for on a GPU where torch allows it."""
-    with contextlib.ExitStack() as stack:
-        for name in ("block", *CONV):
-            module = importlib.import_module(f"triton_kernels.{name}")
-            stack.enter_context(mock.patch.object(module, "dot_precision", return_value=precision))
-        yield
 
 
 def pool_cases() -> Iterator[Case]:
@@ -264,5 +255,5 @@ def results(target: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for result in (*results(sys.argv[1]), *accesses(sys.argv[1])):
+    for result in itertools.chain(results(sys.argv[1]), accesses(sys.argv[1])):
         print(json.dumps(result), flush=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -14,13 +16,30 @@ import triton_kernels
 from torchconv.eager import conv as eager_conv
 from torchconv.geometry import BlockGeometry, ConvGeometry, fields_of
 from triton_kernels import INTERPRETED, configs
+from triton_kernels.interpreter import to_tf32
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 CONV = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 BLOCK = ("block_fprop", "block_dgrad", "block_wgrad")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TF32 = "tf32"
+KINDS: tuple[torch.dtype | str, ...] = (*DTYPES, TF32)
 
-__all__ = ["BLOCK", "CONV", "DEVICE", "DTYPES", "Conv", "checking", "short", "tiles_of"]
+__all__ = [
+    "BLOCK",
+    "CONV",
+    "DEVICE",
+    "DTYPES",
+    "KINDS",
+    "TF32",
+    "Conv",
+    "checking",
+    "dot_precision",
+    "dtype_of",
+    "rounded",
+    "short",
+    "tiles_of",
+]
 
 
 class Conv(NamedTuple):
@@ -117,11 +136,33 @@ def checking(overflow: bool = False) -> Iterator[Callable[[Tensor], None]]:
         yield lambda result: None
 
 
-def tiles_of(name: str, dtype: torch.dtype) -> tuple[configs.Tile, ...]:
-    """All tiles that launcher `name` can be launched with."""
+def tiles_of(name: str, kind: torch.dtype | str) -> tuple[configs.Tile, ...]:
+    """All tiles that launcher `name` can be launched with, on the GPU at hand; `kind` is a type or TF32."""
     table = configs.GRADIENT_TILES if name.endswith("wgrad") else configs.PRODUCT_TILES
-    return table[dtype.itemsize]
+    return configs.tiles_for(table, dtype_of(kind), str(kind))
 
 
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def dtype_of(kind: torch.dtype | str) -> torch.dtype:
+    """The type of the operands."""
+    return torch.float32 if isinstance(kind, str) else kind
+
+
+@contextlib.contextmanager
+def dot_precision(kind: torch.dtype | str) -> Iterator[None]:
+    """What launchers ask for on a GPU where torch allows TF32, if that is the kind."""
+    with contextlib.ExitStack() as stack:
+        for name in ("block", *CONV) if kind == TF32 else ():
+            module = importlib.import_module(f"triton_kernels.{name}")
+            stack.enter_context(mock.patch.object(module, "dot_precision", return_value=TF32))
+        yield
+
+
+def rounded(kind: torch.dtype | str, *tensors: Tensor) -> list[Tensor]:
+    """The tensors, for TF32 with values that it holds: their products are exact then."""
+    if kind != TF32:
+        return list(tensors)
+    return [torch.from_numpy(to_tf32(t.cpu().numpy())).to(t.device) for t in tensors]
+
+
+def short(kind: torch.dtype | str) -> str:
+    return str(kind).removeprefix("torch.")

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from launches import BLOCK, DEVICE, DTYPES, Conv, checking, short, tiles_of
+from launches import BLOCK, DEVICE, KINDS, Conv, checking, dot_precision, dtype_of, rounded, short, tiles_of
 from support import assert_close
 
 import triton_kernels
@@ -15,10 +15,10 @@ from triton_kernels import configs
 DEAD = 255
 
 LAUNCHES = [
-    pytest.param(name, dtype, tile, id=f"{name}-{short(dtype)}-{'x'.join(map(str, tile))}")
+    pytest.param(name, kind, tile, id=f"{name}-{short(kind)}-{'x'.join(map(str, tile))}")
     for name in BLOCK
-    for dtype in DTYPES
-    for tile in tiles_of(name, dtype)
+    for kind in KINDS
+    for tile in tiles_of(name, kind)
 ]
 
 
@@ -36,10 +36,10 @@ def exact(*tensors):
     return [None if t is None else t.cpu().double() for t in tensors]
 
 
-def forward_matches(conv, pool, dtype, memory_format, bias=True):
+def forward_matches(conv, pool, kind, memory_format, bias=True):
     """The pooled values, and winners that name an element of that value; the first of equal ones."""
-    geometry = conv.block(pool)
-    x, w, _ = conv.operands(dtype)
+    geometry, dtype = conv.block(pool), dtype_of(kind)
+    x, w, _ = rounded(kind, *conv.operands(dtype))
     b = torch.randn(conv.outputs, device=DEVICE).to(dtype) if bias else None
     with checking() as written:
         y, winner = triton_kernels.block_fprop(x, w, b, geometry, memory_format)
@@ -63,11 +63,12 @@ def forward_matches(conv, pool, dtype, memory_format, bias=True):
     assert torch.equal(winner.cpu(), taps.masked_fill(pooled <= 0, DEAD))
 
 
-def backward_matches(name, conv, pool, dtype, memory_format, bias=True):
-    geometry = conv.block(pool)
-    x, w, _ = conv.operands(dtype)
+def backward_matches(name, conv, pool, kind, memory_format, bias=True):
+    geometry, dtype = conv.block(pool), dtype_of(kind)
+    x, w, _ = rounded(kind, *conv.operands(dtype))
     size = (conv.batch, conv.outputs, *geometry.pooled)
-    g, winner = torch.randn(size, device=DEVICE).to(dtype), random_winners(size, geometry.of_pool_alone().taps)
+    (g,) = rounded(kind, torch.randn(size, device=DEVICE).to(dtype))
+    winner = random_winners(size, geometry.of_pool_alone().taps)
     # One layer after the other: the gradient of the convolution's output is written out.
     dead = winner.cpu() == DEAD
     taps = winner.cpu().masked_fill(dead, 0)
@@ -87,26 +88,26 @@ def backward_matches(name, conv, pool, dtype, memory_format, bias=True):
         assert_close(result, values, conv.terms(name.replace("block", "conv")), name)
 
 
-def matches(name, conv, pool, dtype, memory_format, bias=True):
+def matches(name, conv, pool, kind, memory_format, bias=True):
     if name == "block_fprop":
-        forward_matches(conv, pool, dtype, memory_format, bias)
+        forward_matches(conv, pool, kind, memory_format, bias)
     else:
-        backward_matches(name, conv, pool, dtype, memory_format, bias)
+        backward_matches(name, conv, pool, kind, memory_format, bias)
 
 
 @pytest.mark.usefixtures("nan_filled")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
-def test_every_tile(monkeypatch, name, dtype, tile, memory_format):
+@pytest.mark.parametrize(("name", "kind", "tile"), LAUNCHES)
+def test_every_tile(monkeypatch, name, kind, tile, memory_format):
     """Two partial tiles along each axis."""
     monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
     conv = {
         "block_fprop": Conv(2, 5, tile.n + 3, (10, 14), (3, 2), padding=1),
         "block_dgrad": Conv(2, tile.n + 3, 5, (9, 8), (2, 3), padding=1),
-        "block_wgrad": Conv(2, tile.n // 4 + 1, tile.m + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1),
+        "block_wgrad": Conv(2, tile.m // 4 + 1, tile.n + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1),
     }[name]
-    with configs.forced(tile):
-        matches(name, conv, (2, 2), dtype, memory_format)
+    with dot_precision(kind), configs.forced(tile):
+        matches(name, conv, (2, 2), kind, memory_format)
 
 
 CASES = {

@@ -4,31 +4,47 @@ Sizes are such that every grid axis has two programs or more and the last tile o
 """
 
 import importlib
+import math
 
 import pytest
 import torch
-from launches import CONV, DEVICE, DTYPES, Conv, checking, short, tiles_of
+import triton
+import triton.language as tl
+from launches import (
+    CONV,
+    DEVICE,
+    DTYPES,
+    KINDS,
+    Conv,
+    checking,
+    dot_precision,
+    dtype_of,
+    rounded,
+    short,
+    tiles_of,
+)
 from support import assert_close
 
 from triton_kernels import INTERPRETED, configs
+from triton_kernels.tiles import grouped
 
 LAUNCHES = [
-    pytest.param(name, dtype, tile, id=f"{name}-{short(dtype)}-{'x'.join(map(str, tile))}")
+    pytest.param(name, kind, tile, id=f"{name}-{short(kind)}-{'x'.join(map(str, tile))}")
     for name in CONV
-    for dtype in DTYPES
-    for tile in tiles_of(name, dtype)
+    for kind in KINDS
+    for tile in tiles_of(name, kind)
 ]
 
 
 def two_tiles(name, tile, few):
     """A convolution whose matrix product has two partial tiles along each axis, few or many channels to reduce over.
 
-    Twice 8 × (9 or 11) pixels: one output tile of rows or, for wgrad, the depth of a split's reduction.
+    Twice 8 × (9 or 10) pixels: more than a tile of rows or, for wgrad, the depth of a split's reduction.
     """
     if name == "conv_wgrad":
-        channels = tile.n // 4 + 1 if few else 17
-        return Conv(2, channels, tile.m + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1)
-    reduced, columns = (5 if few else tile.k + 4), tile.n + 3
+        channels = tile.m // 4 + 1 if few else max(17, tile.m // 5)
+        return Conv(2, channels, tile.n + 3, (8, max(9, tile.k // 8 + 1)), (2, 3), padding=1)
+    reduced, columns = (5 if few else 2 * tile.k - 4), tile.n + 3
     channels, outputs = (reduced, columns) if name == "conv_fprop" else (columns, reduced)
     return Conv(2, channels, outputs, (8, 9), (3, 2) if few else (1, 2), padding=1)
 
@@ -36,19 +52,52 @@ def two_tiles(name, tile, few):
 @pytest.mark.usefixtures("nan_filled")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("few", [True, False], ids=["few_channels", "many_channels"])
-@pytest.mark.parametrize(("name", "dtype", "tile"), LAUNCHES)
-def test_every_tile(monkeypatch, name, dtype, tile, few, channels_last):
+@pytest.mark.parametrize(("name", "kind", "tile"), LAUNCHES)
+def test_every_tile(monkeypatch, name, kind, tile, few, channels_last):
     monkeypatch.setattr(configs, "SPLIT_LENGTH", tile.k)
-    conv = two_tiles(name, tile, few)
-    x, w, g = conv.operands(dtype)
+    conv, dtype = two_tiles(name, tile, few), dtype_of(kind)
+    if name != "conv_wgrad":
+        reduced = conv.channels if name == "conv_fprop" else conv.outputs
+        assert configs.flattened(tile, reduced, math.prod(conv.kernel)) == (few and tile.m <= 64)
+    x, w, g = rounded(kind, *conv.operands(dtype))
     bias = torch.randn(max(conv.channels, conv.outputs), device=DEVICE).to(dtype)
-    with configs.forced(tile), checking() as written:
+    with dot_precision(kind), configs.forced(tile), checking() as written:
         results = conv.launch(name, x, w, g, bias, conv.memory_format(channels_last))
         for result in results:
             written(result)
     for result, exact in zip(results, conv.exact(name, x, w, g, bias)):
         assert result.dtype == dtype
         assert_close(result, exact, conv.terms(name), name)
+
+
+@triton.jit
+def grouped_kernel(p_row, p_column, ROWS, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    pid = tl.arange(0, BLOCK)
+    m = pid < ROWS * COLUMNS
+    row, column = grouped(tl.where(m, pid, 0), ROWS, COLUMNS)
+    tl.store(p_row + pid, row, mask=m)
+    tl.store(p_column + pid, column, mask=m)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(9, 1), (7, 16), (16, 17), (37, 20), (3, 40)])
+def test_every_tile_has_one_program(rows, columns):
+    row, column = torch.zeros(2, rows * columns, dtype=torch.int32, device=DEVICE).unbind()
+    grouped_kernel[(1,)](row, column, rows, COLUMNS=columns, BLOCK=1024)
+    places = [*zip(row.tolist(), column.tolist())]
+    assert sorted(places) == [(r, c) for r in range(rows) for c in range(columns)]
+    together = min(rows, 16) if columns > 16 else 1
+    assert len({r for r, _ in places[: together * columns]}) == together
+
+
+@pytest.mark.parametrize("name", ["conv_fprop", "conv_dgrad"])
+def test_many_column_tiles(name):
+    """More of them than are walked row by row."""
+    conv = Conv(1, 131, 131, (5, 7), (1, 1))
+    x, w, g = conv.operands(torch.float64)
+    with configs.forced(configs.Tile(16, 8, 64, 4, 1)), checking() as written:
+        (result,) = conv.launch(name, x, w, g, None, torch.contiguous_format)
+        written(result)
+    assert_close(result, conv.exact(name, x, w, g, None)[0], conv.terms(name), name)
 
 
 GEOMETRIES = {

@@ -123,8 +123,9 @@ MET = {
     ("stem", "NHWC"): ("forward", "wgrad"),
     ("3x3 64", "NHWC"): ("forward", "dgrad", "wgrad"),
     ("1x1", "NHWC"): ("forward", "dgrad", "wgrad"),
-    ("3x3 /2", "NHWC"): ("forward", "dgrad"),
-    ("3x3x3", "NHWC"): ("forward", "dgrad"),
+    ("3x3 256", "NHWC"): ("forward", "dgrad", "wgrad"),
+    ("3x3 /2", "NHWC"): ("forward", "dgrad", "wgrad"),
+    ("3x3x3", "NHWC"): ("forward", "dgrad", "wgrad"),
     ("lenet pool1", "NCHW"): ("forward", "backward"),
     ("lenet pool1", "NHWC"): ("forward", "backward"),
     ("lenet pool2", "NCHW"): ("forward", "backward"),
@@ -134,17 +135,52 @@ MET = {
 }
 
 
+def few_samples(name: str) -> Layer:
+    layer = named(name)
+    return layer._replace(size=(min(layer.size[0], 8), *layer.size[1:]))
+
+
 @pytest.mark.parametrize(("name", "format"), MET)
 def test_aims(name, format):
     """As the table has them, of four programs and a smaller batch, but where that would shorten the programs' walks."""
-    layer = named(name)
-    if name != "depthwise":
-        layer = layer._replace(size=(min(layer.size[0], 8), *layer.size[1:]))
+    layer = named(name) if name == "depthwise" else few_samples(name)
     for operation in MET[name, format]:
         one = passes(layer, "float16", format)[operation]
         aim = traffic.aim_of(layer, operation, traffic.figures(one, programs=4))
         assert aim is not None
         assert aim[2], (operation, aim)
+
+
+# What a tile of 8 columns, 32 deep, can make useful of six channels; and of a gradient whose rim meets zeros.
+CEILINGS = {
+    ("lenet conv1", "forward"): 25 / 32 * 6 / 8,
+    ("lenet conv1", "wgrad"): 25 / 32 * 6 / 8,
+    ("lenet conv2", "dgrad"): 400 / 416 * 6 / 8 * 100 / 196,
+}
+
+
+@pytest.mark.parametrize("format", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(("name", "operation"), CEILINGS)
+def test_useful_of_few_channels(name, operation, format):
+    found = traffic.figures(passes(few_samples(name), "float16", format)[operation], programs=2)
+    assert found.useful == pytest.approx(CEILINGS[name, operation], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("format", "operation", "column", "most"),
+    [
+        # Of x, three rows of pixels for each 128 × 64 results.
+        ("NHWC", "forward", "program", 4),
+        ("NHWC", "dgrad", "program", 4),
+        ("NHWC", "wgrad", "program", 8),
+        # Weights in runs of channels: one by one they took a sector each, 46 in all.
+        ("NCHW", "forward", "access", 12),
+        ("NCHW", "dgrad", "access", 12),
+    ],
+)
+def test_what_large_tiles_read_again(format, operation, column, most):
+    found = traffic.figures(passes(few_samples("3x3 64"), "float16", format)[operation], programs=4)
+    assert getattr(found, column) <= most
 
 
 @pytest.mark.parametrize("layer", BLOCKS, ids=lambda layer: layer.name)
