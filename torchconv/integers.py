@@ -52,13 +52,13 @@ def as_int(value: Any) -> int:
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, computed once for constants and tuples of ints; for other arguments, and while tracing, each time."""
+    """`function`, computed once for constants and tuples of ints; for others, by name, and while tracing, each time."""
     kept = functools.lru_cache(maxsize=1024, typed=True)(function)
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return function(*args)
+    def call(*args: Any, **named: Any) -> Any:
+        if named or torch.compiler.is_compiling():
+            return function(*args, **named)
         for value in args:
             if type(value) not in _CONSTANTS and not (isinstance(value, tuple) and _are_ints(value)):
                 return function(*args)
