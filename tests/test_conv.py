@@ -121,6 +121,7 @@ CONV_TRANSPOSE_CASES = {
     "output padding": conv((2, 3, 4, 5), (3, 5, 3, 3), stride=2, padding=1, output_padding=1),
     "output padding per dimension": conv((2, 3, 4, 5), (3, 4, 3, 2), stride=(3, 2), output_padding=(2, 0)),
     "output padding < dilation": conv((2, 3, 4, 5), (3, 5, 3, 3), dilation=3, output_padding=2),
+    "output padding < dilation, 1x1": conv((2, 3, 4, 5), (3, 5, 1, 1), dilation=2, output_padding=1),
     "output padding beyond every tap": conv((1, 2, 3, 3), (2, 3, 1, 1), stride=4, output_padding=3),
     "dilation": conv((2, 3, 4, 5), (3, 5, 3, 2), dilation=(2, 3), padding=(1, 2)),
     "dilation and stride": conv((2, 3, 4, 5), (3, 5, 3, 3), dilation=(3, 2), stride=(2, 3), padding=(2, 1)),

@@ -116,7 +116,8 @@ def _with_lead(geometry: ConvGeometry, size: int) -> ConvGeometry:
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
     """Whether every input position is the only one of a window, and of one alone."""
-    return {*geometry.kernel, *geometry.stride} == {1} and not any(geometry.padding)
+    alone = {*geometry.kernel, *geometry.stride} == {1} and not any(geometry.padding)
+    return alone and geometry.input == geometry.output
 
 
 def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
