@@ -72,10 +72,11 @@ class Batch(NamedTuple):
     parts: list[slice]
 
     def of(self, t: Tensor) -> Tensor:
-        """The samples of `t` [N, C, *], as [N, C, lead, *]: a view."""
+        """These samples of a batch `t` [N, C, *], as [N, C, lead, *]: a view."""
         return self.lift(t[self.samples])
 
     def lift(self, t: Tensor) -> Tensor:
+        """These samples alone, [N, C, *], as [N, C, lead, *]: a view."""
         if self.lead == "batch":
             return t.transpose(0, 1).unsqueeze(0)
         return t.unsqueeze(2) if self.lead == "unit" else t
