@@ -90,7 +90,7 @@ def batches(geometry: ConvGeometry, batch: int, channels: int) -> list[Batch]:
     many_taps = geometry.rank > 1 and geometry.kernel[0] > 1 and geometry.dilation[0] == 1
     if many_taps and batch * outputs >= _COLUMNS:
         fill = max(1, _PANEL // outputs)  # as many samples at least, and then a part of the outputs
-        some = chunks(batch, 1, max(fill, CHUNK // (row * geometry.output[0])))
+        some = chunks(batch, 1, max(fill, CHUNK // max(1, row * geometry.output[0])))
         parts = chunks(geometry.output[0], row * some[0].stop, CHUNK)
         return [Batch(part, "first", geometry, parts) for part in some]
     by_sample = geometry.groups == 1 and outputs * geometry.output[0] >= _COLUMNS
