@@ -76,6 +76,21 @@ def test_infinity_stays_in_its_windows(value, where):
     torch.testing.assert_close(*results, equal_nan=True)
 
 
+@pytest.mark.parametrize("where", ["x", "w"])
+def test_infinity_meets_what_windows_leave(where):
+    """The gradient of the output that no window holds is 0, and 0 · ∞ is NaN."""
+    x, w, bias = operands((2, 3, 13, 13), (4, 3, 3, 3), torch.float64)
+    (x if where == "x" else w)[1, 2, -1, -1] = float("inf")
+    g = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    results = []
+    for function in (conv_relu_max_pool2d, unfused):
+        leaves = [leaf(t) for t in (x, w, bias)]
+        y = function(*leaves)
+        results.append((y, *torch.autograd.grad(y, leaves, g)))
+    assert any(t.isnan().any() for t in results[1])
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients_in_every_type(dtype):
     tensors = [leaf(t) for t in operands((4, 3, 16, 16), (5, 3, 3, 3), dtype)]

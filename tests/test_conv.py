@@ -68,6 +68,7 @@ CONV_CASES = {
     "dilation per dimension": conv((2, 3, 9, 9), (4, 3, 3, 2), dilation=(1, 4), padding=(1, 3)),
     "dilation and stride": conv((2, 3, 11, 10), (4, 3, 3, 3), dilation=(3, 2), stride=(2, 3), padding=(2, 1)),
     "padding > kernel": conv((2, 3, 4, 5), (4, 3, 2, 3), padding=(4, 5)),
+    "padding > kernel, stride > kernel": conv((2, 3, 2, 40), (4, 3, 2, 2), padding=(3, 0), stride=(10, 1)),
     "padding as list": conv((2, 3, 4, 5), (4, 3, 3, 3), padding=[1, 2], stride=[1, 1], dilation=[1, 1]),
     "padding of one element": conv((2, 3, 4, 5), (4, 3, 3, 3), padding=(1,), stride=(2,), dilation=(1,)),
     "valid": conv((2, 3, 5, 6), (4, 3, 3, 3), padding="valid", stride=2),
@@ -120,6 +121,7 @@ CONV_TRANSPOSE_CASES = {
     "output padding": conv((2, 3, 4, 5), (3, 5, 3, 3), stride=2, padding=1, output_padding=1),
     "output padding per dimension": conv((2, 3, 4, 5), (3, 4, 3, 2), stride=(3, 2), output_padding=(2, 0)),
     "output padding < dilation": conv((2, 3, 4, 5), (3, 5, 3, 3), dilation=3, output_padding=2),
+    "output padding < dilation, 1x1": conv((2, 3, 4, 5), (3, 5, 1, 1), dilation=2, output_padding=1),
     "output padding beyond every tap": conv((1, 2, 3, 3), (2, 3, 1, 1), stride=4, output_padding=3),
     "dilation": conv((2, 3, 4, 5), (3, 5, 3, 2), dilation=(2, 3), padding=(1, 2)),
     "dilation and stride": conv((2, 3, 4, 5), (3, 5, 3, 3), dilation=(3, 2), stride=(2, 3), padding=(2, 1)),
@@ -340,6 +342,15 @@ def test_batch_in_chunks(name, chunk, monkeypatch):
     windows.batches.cache_clear()
     case = TYPICAL[name]._replace(input=(5, *TYPICAL[name].input[1:]))
     check(name, case, operands(name, case), torch.device("cpu"), result_of(name, case))
+
+
+def test_chunks_of_padding(monkeypatch):
+    """A part of the outputs may see nothing but padding, below the input or above it."""
+    monkeypatch.setattr(windows, "CHUNK", 1)
+    monkeypatch.setattr(windows, "_COLUMNS", 1)
+    windows.batches.cache_clear()
+    case = conv((2, 3, 4, 5), (4, 3, 2, 3), padding=(6, 2))
+    check("conv2d", case, operands("conv2d", case), torch.device("cpu"), result_of("conv2d", case))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])

@@ -10,6 +10,7 @@ from support import (
     HALF,
     LAYOUTS,
     MAX_POOL,
+    Recorder,
     assert_close,
     formats,
     laid_out,
@@ -25,6 +26,7 @@ from support import (
 from torch import Tensor
 
 from torchconv import functional
+from torchconv.eager import pool as eager_pool
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -521,3 +523,15 @@ def test_unpool_of_one_place_twice():
 @pytest.mark.parametrize("name", [name for name in functional.__all__ if "pool" in name and "relu" not in name])
 def test_signature(name):
     assert signature(name) == torchs_signature(name)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(14, 9), (48, 36)])
+def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
+    """Of windows that overlap much, neither all samples' are gathered at a time, nor more than 64 times a sample."""
+    x = torch.randn(8, 2, size, size)
+    monkeypatch.setattr(eager_pool, "_CHUNK", x.numel())
+    with Recorder() as recorder:
+        functional.max_pool2d(x, kernel, 1)
+    largest = max(a.numel() for _, args in recorder.calls for a in args if isinstance(a, torch.Tensor))
+    assert largest <= 64 * x[0].numel()
+    check("max_pool2d", x, {"kernel_size": kernel, "stride": 1}, torch.device("cpu"), None)

@@ -89,7 +89,7 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
     channels = w.shape[1] * geometry.groups
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
-    if _by_patch(w.shape, geometry) and bool(g.sum().isfinite()):
+    if _by_patch(w.shape, geometry) and _finite(g, w, geometry):
         matrix = _shifted(w, geometry).mT
         for some in batches(_patches(geometry), *x.shape[:2]):
             total = zero_total(x[some.samples])
@@ -111,7 +111,7 @@ def wgrad(
     """w̄ [O, C/groups, *kernel] and b̄ [O] of the pooled gradient g [N, O, *pooled]."""
     dtype, size = accumulation_dtype(g.dtype), (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     w, bias = g.new_zeros(size, dtype=dtype), g.new_zeros(size[0] if with_bias else 0, dtype=dtype)
-    if _by_patch(w.shape, geometry) and bool(g.sum().isfinite()):
+    if _by_patch(w.shape, geometry) and _finite(g, x, geometry):
         matrix, places = _zeros(w, size, geometry)
         for some in batches(_patches(geometry), *x.shape[:2]):
             for part in some.parts:
@@ -139,6 +139,16 @@ def _by_patch(size: Ints, geometry: BlockGeometry) -> bool:
     waste = math.prod(_patches(geometry).kernel) / math.prod(geometry.kernel)
     saved = elements * (1 - waste / math.prod(geometry.pool)) + outputs
     return (waste - 1) * elements * outputs <= _MOVE * saved
+
+
+def _finite(g: Tensor, factor: Tensor, geometry: BlockGeometry) -> bool:
+    """Whether a gradient by patch is that of one layer after the other: no 0 · ∞ comes up in one of them alone.
+
+    By patch, an infinite `g` meets the zeros of the taps that lost; and of the zeros that are the gradient of what the
+    windows leave over, none meets an infinite `factor`.
+    """
+    tiled = all(output % pool == 0 for output, pool in zip(geometry.output, geometry.pool))
+    return bool(g.sum().isfinite()) and (tiled or bool(factor.sum().isfinite()))
 
 
 def _shifted(w: Tensor, geometry: BlockGeometry) -> Tensor:

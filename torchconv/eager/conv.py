@@ -96,8 +96,11 @@ def multiply(matrix: Tensor, columns: Tensor, out: Tensor) -> None:
 
 
 def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
-    """The adjoint of `x` ↦ matrixᵀ · windows(x), of pixels [G, lead, O/G, P], added to `x`; `matrix` is [G, K, O/G]."""
-    if is_pointwise(geometry):
+    """The adjoint of `x` ↦ matrixᵀ · windows(x), of pixels [G, lead, O/G, P], added to `x`; `matrix` is [G, K, O/G].
+
+    `x` is zero where no earlier part has added to it.
+    """
+    if is_pointwise(geometry):  # no window shares its pixel: the product itself
         target = by_group(x[:, :, part], geometry)
         values = scratch_like(target, "product", matrix.dtype)
         multiply(matrix, pixels, values)

@@ -36,10 +36,7 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     y = torch.empty((x.shape[0], w.shape[0], *geometry.output), dtype=x.dtype, device=x.device, memory_format=format)
     for some in _batches(x.shape[0], geometry):
         total = zero_total(y[some])
-        inputs, outputs = (
-            padded(x[some], geometry, slice(0, geometry.output[0])).unsqueeze(2),
-            _by_channel(total, geometry),
-        )
+        inputs, outputs = _padded(x[some], geometry), _by_channel(total, geometry)
         for tap, windows in _windows(geometry):
             outputs.addcmul_(inputs[windows], _weight(w, tap, geometry))
         if bias is not None:

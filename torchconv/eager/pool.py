@@ -31,6 +31,8 @@ from torchconv.layout import arranged, memory_format
 
 # Elements of the samples that are pooled at a time: 2 MiB in float32.
 _CHUNK = 1 << 19
+# How often an element is gathered at most: beyond that, windows that overlap take less time tap by tap, and no memory.
+_GATHERS = 64
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -41,9 +43,10 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     """
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
-    by_window = geometry.adaptive or math.prod(geometry.output) < geometry.taps
-    pool = _max_by_window if by_window else _max_by_tap
-    for part in _chunks(x, geometry) if y.numel() else ():
+    outputs, taps = math.prod(geometry.output), geometry.taps
+    by_window = geometry.adaptive or (outputs < taps and outputs * taps <= _GATHERS * math.prod(geometry.input))
+    pool, made = (_max_by_window, outputs * taps) if by_window else (_max_by_tap, outputs)
+    for part in _chunks(x, geometry, made) if y.numel() else ():
         pool(x[part], y[part], offset[part], geometry)
     return y, offset
 
@@ -268,6 +271,10 @@ def _empty(like: Tensor, spatial: tuple[int, ...], format: torch.memory_format) 
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _chunks(x: Tensor, geometry: PoolGeometry) -> list[slice]:
-    """Slices of the batch, each of about `_CHUNK` elements and at least one sample."""
-    return chunks(x.shape[0], x.shape[1] * max(math.prod(geometry.input), math.prod(geometry.output)), _CHUNK)
+def _chunks(x: Tensor, geometry: PoolGeometry, made: int = 0) -> list[slice]:
+    """Slices of the batch, each of about `_CHUNK` elements and at least one sample.
+
+    A channel counts with its input, its output or what is `made` of it on the way, whichever is most.
+    """
+    elements = max(math.prod(geometry.input), math.prod(geometry.output), made)
+    return chunks(x.shape[0], x.shape[1] * elements, _CHUNK)

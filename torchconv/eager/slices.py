@@ -17,6 +17,8 @@ from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 
 _Index = tuple[Any, ...]
 _EVERYTHING: _Index = (slice(None), slice(None))  # all samples and channels
+# Geometries that tensors of the output's size are kept for: where every picture has a size of its own, memory is lost.
+_TENSORS = 32
 
 
 class Pieces(NamedTuple):
@@ -101,7 +103,7 @@ def window_pieces(geometry: PoolGeometry) -> list[tuple[_Index, _Index]]:
     return pieces
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_TENSORS)
 def first_taps(geometry: PoolGeometry) -> Tensor:
     """The number of each window's first tap that does not lie below index 0, [*output]; a single 0 if all are that."""
     numbers = torch.zeros((), dtype=torch.int64)
@@ -111,7 +113,7 @@ def first_taps(geometry: PoolGeometry) -> Tensor:
     return numbers if numbers.any() else torch.zeros((), dtype=torch.int64)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_TENSORS)
 def known_starts(geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
     """`window_starts`, and [*output] whether a window holds any input; None if all do."""
     full = torch.ones((), dtype=torch.bool)
@@ -133,7 +135,7 @@ def window_starts(geometry: PoolGeometry, device: torch.device) -> Tensor:
     return starts
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_TENSORS)
 def divisors(geometry: AvgGeometry) -> Tensor:
     """What each window's sum is divided by: one number, or [*output]."""
     divisor = torch.tensor(geometry.divisor or 1)

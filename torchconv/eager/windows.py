@@ -72,10 +72,11 @@ class Batch(NamedTuple):
     parts: list[slice]
 
     def of(self, t: Tensor) -> Tensor:
-        """The samples of `t` [N, C, *], as [N, C, lead, *]: a view."""
+        """These samples of a batch `t` [N, C, *], as [N, C, lead, *]: a view."""
         return self.lift(t[self.samples])
 
     def lift(self, t: Tensor) -> Tensor:
+        """These samples alone, [N, C, *], as [N, C, lead, *]: a view."""
         if self.lead == "batch":
             return t.transpose(0, 1).unsqueeze(0)
         return t.unsqueeze(2) if self.lead == "unit" else t
@@ -89,7 +90,7 @@ def batches(geometry: ConvGeometry, batch: int, channels: int) -> list[Batch]:
     many_taps = geometry.rank > 1 and geometry.kernel[0] > 1 and geometry.dilation[0] == 1
     if many_taps and batch * outputs >= _COLUMNS:
         fill = max(1, _PANEL // outputs)  # as many samples at least, and then a part of the outputs
-        some = chunks(batch, 1, max(fill, CHUNK // (row * geometry.output[0])))
+        some = chunks(batch, 1, max(fill, CHUNK // max(1, row * geometry.output[0])))
         parts = chunks(geometry.output[0], row * some[0].stop, CHUNK)
         return [Batch(part, "first", geometry, parts) for part in some]
     by_sample = geometry.groups == 1 and outputs * geometry.output[0] >= _COLUMNS
@@ -116,7 +117,8 @@ def _with_lead(geometry: ConvGeometry, size: int) -> ConvGeometry:
 
 def is_pointwise(geometry: ConvGeometry) -> bool:
     """Whether every input position is the only one of a window, and of one alone."""
-    return {*geometry.kernel, *geometry.stride} == {1} and not any(geometry.padding)
+    alone = {*geometry.kernel, *geometry.stride} == {1} and not any(geometry.padding)
+    return alone and geometry.input == geometry.output
 
 
 def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
@@ -153,7 +155,7 @@ def _by_tap(rows: Tensor, geometry: ConvGeometry, dim: int) -> Tensor:
 def fold(rows: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
     """The adjoint of `windows`: every element of the rows is added to where it came from in `x` [N, C, *input]."""
     first = part.start * geometry.stride[0] - geometry.padding[0]
-    inside = slice(max(first, 0), min(first + rows.shape[1], geometry.input[0]))
+    inside = _inside(first, first + rows.shape[1], geometry.input[0])
     size = (*rows.shape[:2], *geometry.kernel[1:], x.shape[1] // geometry.groups, x.shape[0], *geometry.output[1:])
     rows = rows.view(size)[:, inside.start - first : inside.stop - first]
     for dim in range(1, geometry.rank):
@@ -207,10 +209,7 @@ def by_group(t: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
-    """What these outputs along the lead see of `x` and its padding."""
-    x = x.to(accumulation_dtype(x.dtype))
-    if x.stride(1) == 1 and x.shape[1] > 1:  # channels_last: changed once, and not for every tap
-        x = x.contiguous()
+    """What these outputs along the lead see of `x` and its padding, in the type of sums."""
     ends = [(-p, q - p) for p, q in zip(geometry.padding, geometry.padded)]
     start = part.start * geometry.stride[0] - geometry.padding[0]
     extent = (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
@@ -218,6 +217,8 @@ def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     if geometry.padding_mode == "zeros":
         return _with_zeros(x, ends)
     for dim, ((low, high), size) in enumerate(zip(ends, geometry.input), start=2):
+        if (low, high) == (0, size):
+            continue
         position = torch.arange(low, high, device=x.device)
         if geometry.padding_mode == "reflect":
             position = (size - 1) - ((size - 1) - position.abs()).abs()
@@ -226,19 +227,28 @@ def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
         else:
             position = position % size
         x = x.index_select(dim, position)
-    return x
+    return _with_zeros(x, [(0, size) for size in x.shape[2:]])
 
 
 def _with_zeros(x: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
     """The part of `x` [N, C, *] between these ends of each dimension, and zeros where they lie beyond it."""
-    inner = tuple(slice(max(low, 0), max(0, min(high, size))) for (low, high), size in zip(ends, x.shape[2:]))
-    part, size = x[last(inner)], tuple(high - low for low, high in ends)
-    if part.shape[2:] == size:
+    inner = tuple(_inside(low, high, size) for (low, high), size in zip(ends, x.shape[2:]))
+    part, size, dtype = x[last(inner)], tuple(high - low for low, high in ends), accumulation_dtype(x.dtype)
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1  # changed once, and not for every tap
+    if part.shape[2:] == size and x.dtype == dtype and not channels_last:
         return part
-    result = scratch((*x.shape[:2], *size), "padded", x.dtype).zero_()
+    result = scratch((*x.shape[:2], *size), "padded", dtype)
+    if part.shape[2:] != size:
+        result.zero_()
     where = (slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, ends))
     result[last(where)].copy_(part)
     return result
+
+
+def _inside(low: int, high: int, size: int) -> slice:
+    """The positions from `low` up to `high` that a dimension of this size has: if none, an empty slice."""
+    start = min(max(low, 0), size)
+    return slice(start, max(start, min(high, size)))
 
 
 def last(index: Iterable[Any]) -> Any:
