@@ -243,11 +243,9 @@ def _winners(offset: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor | N
 
 def _narrow_dtype(geometry: PoolGeometry) -> torch.dtype:
     """A type that holds what `_positions` computes of a window: half the bytes take half the time."""
-    span = sum(
-        (k - 1) * d * math.prod(geometry.input[dim + 1 :])
-        for dim, (k, d) in enumerate(zip(geometry.kernel, geometry.dilation))
-    )
-    if span < 2**15 and geometry.taps <= 120:  # `_quotient` computes up to 2·taps² + taps
+    steps = [d * math.prod(geometry.input[dim:]) for dim, d in enumerate(geometry.dilation, start=1)]
+    span = sum((k - 1) * step for k, step in zip(geometry.kernel, steps))
+    if max(span, *steps) < 2**15 and geometry.taps <= 120:  # `_quotient` computes up to 2·taps² + taps
         return torch.int16
     return torch.int32 if math.prod(geometry.input) < 2**31 else torch.int64
 
