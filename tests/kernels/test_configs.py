@@ -26,12 +26,12 @@ def useful(tile, rows, columns, channels, taps):
 @pytest.mark.parametrize("outputs", [16, 20, 24, 48, 64, 80, 96, 112, 192, 256, 1000, 1024])
 @pytest.mark.parametrize("channels", [1, 3, 6, 16, 40, 64, 96, 160, 512])
 def test_little_is_wasted(kind, channels, outputs):
-    """One that makes 0.85 useful, if any does: from 16 channels on, where the results are a multiple of eight."""
+    """One that makes 0.85 useful, if any does: from 16 channels on, where results fill the narrowest tiles."""
     rows, tiles = 32 * 28 * 28, PRODUCTS[kind]
     tile = product_tile(tiles, 32, 28, channels, outputs, 9)
     best = max(useful(tile, rows, outputs, channels, 9) for tile in tiles)
     assert useful(tile, rows, outputs, channels, 9) >= min(0.85, best)
-    if channels >= 16 and outputs % 8 == 0:
+    if channels >= 16 and outputs % min(tile.n for tile in tiles) == 0:
         assert useful(tile, rows, outputs, channels, 9) >= 0.85
 
 
@@ -77,4 +77,7 @@ def test_columns_that_the_compiler_takes(monkeypatch, version, hip, least):
     monkeypatch.setattr(torch.version, "hip", hip)
     for table in (configs.PRODUCT_TILES, configs.GRADIENT_TILES):
         for kind in KINDS:
-            assert min(tile.n for tile in configs.tiles_for(table, dtype_of(kind), str(kind))) == least
+            tiles = configs.tiles_for(table, dtype_of(kind), str(kind))
+            # float64 results have 16 columns at least everywhere.
+            wider = kind is torch.float64 and table is configs.PRODUCT_TILES
+            assert min(tile.n for tile in tiles) == (16 if wider else least)
