@@ -17,9 +17,9 @@ from torchconv.training import data
 
 @pytest.mark.parametrize("seed", range(5))
 def test_torch_and_torchconv_take_the_same_steps(start, seed):
-    """At half more than the default rate: with less the loss hardly falls in 50 steps, and wrong gradients might pass;
-    with more a ReLU whose input is zero up to rounding sends the two apart."""
-    settings = ["--epochs", 2, "--limit-train", 800, "--lr", 0.03, "--seed", seed]
+    """At a quarter more than the default rate: with less the loss hardly falls in 50 steps, and wrong gradients might
+    pass; with more a ReLU whose input is zero up to rounding sends the two apart (at 0.03, one seed of five)."""
+    settings = ["--epochs", 2, "--limit-train", 800, "--lr", 0.025, "--seed", seed]
     ours, theirs = (torch.tensor(losses(start(*settings, "--nn", nn, name=nn)[3])) for nn in ("torchconv", "torch"))
     assert len(ours) == 50
     assert ours[-10:].mean() < 0.99 * ours[:10].mean()

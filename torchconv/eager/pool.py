@@ -229,7 +229,8 @@ def _positions(offset: Tensor, geometry: PoolGeometry, starts: Tensor) -> Tensor
 def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
     """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast."""
     if limit <= 256:
-        bits = (limit * divisor).bit_length()
+        # In 16 bits no more than needed; else a constant, for the sizes of a traced adaptive window are symbols.
+        bits = (limit * divisor).bit_length() if t.dtype == torch.int16 else 16
         return (t * (2**bits // divisor + 1)) >> bits  # exact, because t · divisor < 2^bits
     return torch.div(t, divisor, rounding_mode="floor")
 
