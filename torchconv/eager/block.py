@@ -21,15 +21,23 @@ import torch
 from torch import Tensor
 
 from torchconv.eager import conv, pool
-from torchconv.eager.windows import accumulation_dtype, batches, by_group, chunks, dense, scratch, windows, zero_total
+from torchconv.eager.windows import (
+    accumulation_dtype,
+    batches,
+    by_group,
+    dense,
+    samples,
+    scratch,
+    settle,
+    windows,
+    zero_total,
+)
 from torchconv.geometry import BlockGeometry, Ints
 from torchconv.layout import arranged
 
 # The winner of a window in which no element is positive: more than the taps of any window.
 DEAD = 255
 
-# Elements of one part of the convolution's output, where it is made: 4 MiB in float32.
-_PART = 1 << 20
 # Multiplications that take as long as moving an element.
 _MOVE = 32
 
@@ -94,8 +102,7 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
             for part in some.parts:
                 pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
                 conv.add_adjoint(matrix, pixels, some.lift(total), some.geometry, part)
-            if total.dtype != x.dtype:
-                x[some.samples] = total
+            settle(total, None, x[some.samples])
     else:
         for part in _parts(g.shape[0], w.shape[0], geometry):
             z = _scattered(g[part], winner[part], geometry, format)
@@ -208,4 +215,4 @@ def _scattered(g: Tensor, winner: Tensor, geometry: BlockGeometry, format: torch
 
 def _parts(batch: int, outputs: int, geometry: BlockGeometry) -> list[slice]:
     """Slices of the batch, for one layer after the other."""
-    return chunks(batch, outputs * math.prod(geometry.output), _PART)
+    return samples(batch, outputs * math.prod(geometry.output))

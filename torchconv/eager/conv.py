@@ -24,6 +24,7 @@ from torchconv.eager.windows import (
     fold,
     is_pointwise,
     scratch_like,
+    settle,
     windows,
     zero_rows,
     zero_total,
@@ -63,10 +64,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
         inputs, outputs = some.lift(total), some.of(g)
         for part in some.parts:
             add_adjoint(matrix, to_pixels(outputs, geometry, part), inputs, some.geometry, part)
-        if bias is not None:
-            total += bias.to(total.dtype).view(-1, *(1,) * geometry.rank)
-        if total.dtype != x.dtype:
-            x[some.samples] = total
+        settle(total, bias, x[some.samples])
     return x
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
-from torchconv.eager.windows import accumulation_dtype, chunks, last, padded, samples, scratch, zero_total
+from torchconv.eager.windows import accumulation_dtype, chunks, last, padded, samples, scratch, settle, zero_total
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
@@ -39,10 +39,7 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
         inputs, outputs = _padded(x[some], geometry), _by_channel(total, geometry)
         for tap, windows in _windows(geometry):
             outputs.addcmul_(inputs[windows], _weight(w, tap, geometry))
-        if bias is not None:
-            total += bias.to(total.dtype).view(-1, *(1,) * geometry.rank)
-        if total.dtype != y.dtype:
-            y[some] = total
+        settle(total, bias, y[some])
     return y
 
 
@@ -59,10 +56,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
             seen, met, weights = outputs[last(of)], total[last(to)], _weight(w, tap, geometry)
             for multiple in range(outputs.shape[2]):
                 met.addcmul_(seen[:, :, multiple], weights[:, multiple])
-        if bias is not None:
-            total += bias.to(total.dtype).view(-1, *(1,) * geometry.rank)
-        if total.dtype != x.dtype:
-            x[some] = total
+        settle(total, bias, x[some])
     return x
 
 

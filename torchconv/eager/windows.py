@@ -262,6 +262,14 @@ def zero_total(x: Tensor) -> Tensor:
     return x.zero_() if x.dtype == dtype else torch.zeros_like(x, dtype=dtype)
 
 
+def settle(total: Tensor, bias: Tensor | None, target: Tensor) -> None:
+    """The sums of `zero_total(target)`, and the bias of each channel, as the values of `target`: rounded once."""
+    if bias is not None:
+        total += bias.to(total.dtype).view(-1, *(1,) * (total.dim() - 2))
+    if total.dtype != target.dtype:
+        target.copy_(total)
+
+
 class _Memory(threading.local):
     def __init__(self) -> None:
         self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
