@@ -185,7 +185,7 @@ def block_fprop(
         pixels, kernel = product(pooled) * taps, product(geometry.kernel)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, kernel)
         details = {"pool": geometry.pool, "format": memory_format}
-        tuned("block_fprop", x, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
+        tuned("block_fprop", x, w.shape, geometry, tiles, default, launch, wide, **details)
     return y, winner
 
 

@@ -211,12 +211,9 @@ def split(pixels: int, rows: int, columns: int, groups: int, tile: Tile = SQUARE
     return max(1, -(-pixels // length)), length
 
 
-def is_forced() -> bool:
-    return _forced.get() is not None
-
-
-def forced_or(tile: Tile) -> Tile:
-    return _forced.get() or tile
+def forced_tile() -> Tile | None:
+    """The tile of the enclosing `forced`, if there is one."""
+    return _forced.get()
 
 
 @contextlib.contextmanager

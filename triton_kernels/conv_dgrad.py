@@ -253,5 +253,5 @@ def launch_dgrad(
         pixels = class_pixels * product(strides)
         default = configs.product_tile(tiles, g.shape[0], pixels, channels, geometry.groups, outputs, class_taps)
         details = {"pool": pool, "format": memory_format}
-        tuned("conv_dgrad", g, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
+        tuned("conv_dgrad", g, w.shape, geometry, tiles, default, launch, wide, **details)
     return x

@@ -245,5 +245,5 @@ def conv_fprop(
         most = configs.WIDE_PRODUCT if wide else configs.ANY
         tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, taps)
-        tuned("conv_fprop", x, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, format=memory_format)
+        tuned("conv_fprop", x, w.shape, geometry, tiles, default, launch, wide, format=memory_format)
     return y

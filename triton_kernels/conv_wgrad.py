@@ -210,6 +210,6 @@ def launch_wgrad(
 
     with on_device_of(g):
         details = {"pool": pool, "format": memory_format, "bias": with_bias}
-        tuned("conv_wgrad", g, w.shape, geometry, tiles, configs.forced_or(default), launch, wide, **details)
+        tuned("conv_wgrad", g, w.shape, geometry, tiles, default, launch, wide, **details)
         add_splits(partial, w, bias)
     return w, bias

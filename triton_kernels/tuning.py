@@ -123,7 +123,9 @@ def tuned(
         wide: whether offsets take 64 bits: then it is the default, since the registers of others may not suffice.
         details: what else tells layers apart.
     """
-    if tuner.mode != "heuristic" and not wide and not configs.is_forced() and (gpu := _gpu(x)):
+    if forced := configs.forced_tile():
+        default = forced
+    elif tuner.mode != "heuristic" and not wide and (gpu := _gpu(x)):
         sizes = {name: tuple(getattr(geometry, name)) for name in _SIZES}
         details |= {**sizes, "groups": geometry.groups, "padding_mode": geometry.padding_mode, "w": tuple(w)}
         names = [gpu, triton.__version__, kernel, str(x.dtype), dot_precision(x)]
