@@ -180,8 +180,7 @@ def block_fprop(
         )
 
     with on_device_of(x):
-        most = configs.WIDE_PRODUCT if wide else configs.ANY
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
+        tiles = configs.product_tiles(x.dtype, precision, wide)
         pixels, kernel = product(pooled) * taps, product(geometry.kernel)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, kernel)
         details = {"pool": geometry.pool, "format": memory_format}

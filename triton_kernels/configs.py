@@ -130,6 +130,16 @@ def tiles_for(
     return _some(table[kind], columns, elements, 4 if torch.version.hip else 8)
 
 
+def product_tiles(dtype: torch.dtype, precision: str, wide: bool) -> tuple[Tile, ...]:
+    """Those of fprop and dgrad; `wide` if offsets take 64 bits."""
+    return tiles_for(PRODUCT_TILES, dtype, precision, WIDE_PRODUCT if wide else ANY)
+
+
+def gradient_tiles(dtype: torch.dtype, precision: str, wide: bool) -> tuple[Tile, ...]:
+    """Those of wgrad, likewise."""
+    return tiles_for(GRADIENT_TILES, dtype, precision, WIDE_GRADIENT if wide else ANY)
+
+
 @functools.cache
 def _some(tiles: tuple[Tile, ...], columns: int, elements: int, warps: int) -> tuple[Tile, ...]:
     some = (tile for tile in tiles if tile.n >= columns and tile.m * tile.n <= elements)

@@ -29,6 +29,7 @@ from triton_kernels.splits import add_splits, partial_sums
 from triton_kernels.tiles import (
     advance,
     channel_offset,
+    flat_tap,
     input_pixel,
     load_gradient,
     padded_position,
@@ -119,7 +120,7 @@ def depthwise_fprop_kernel(
                     pixel = (i_d * IH + i_h) * IW + i_w
                     o_x = channel_offset(n, o // OUTPUTS, pixel, O // OUTPUTS, ID * IH * IW, CHANNELS_LAST)
                     x = tl.load(p_x + o_x, mask=m & (inside & (i_w >= 0) & (i_w < IW)), other=0.0)
-                    w = tl.load(p_w + o * TAPS + (kd * KERNEL[1] + kh) * KERNEL[2] + kw, mask=m_o, other=0.0)
+                    w = tl.load(p_w + o * TAPS + flat_tap(kd, kh, kw, KERNEL), mask=m_o, other=0.0)
                     acc += x.to(ACC) * w.to(ACC)
         o_y = channel_offset(n, o, (od * OH + oh) * OW + ow, O, OD * OH * OW, CHANNELS_LAST)
         tl.store(p_y + o_y, acc.to(p_y.dtype.element_ty), mask=m)
@@ -218,7 +219,7 @@ def depthwise_dgrad_kernel(
                     g = load_gradient(
                         p_g, p_winner, n, o, od, oh, ow, C * OUTPUTS, OD, OH, OW, m_g, POOL, CHANNELS_LAST
                     )
-                    o_w = o * TAPS + (kd * KERNEL[1] + kh) * KERNEL[2] + kw
+                    o_w = o * TAPS + flat_tap(kd, kh, kw, KERNEL)
                     acc += g.to(ACC) * tl.load(p_w + o_w, mask=m_c & m_k, other=0.0).to(ACC)
         o_x = channel_offset(n, c, (i_d * IH + i_h) * IW + i_w, C, ID * IH * IW, CHANNELS_LAST)
         tl.store(p_x + o_x, acc.to(p_x.dtype.element_ty), mask=m)

@@ -248,8 +248,7 @@ def launch_dgrad(
         )
 
     with on_device_of(g):
-        most = configs.WIDE_PRODUCT if wide else configs.ANY
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, g.dtype, precision, most)
+        tiles = configs.product_tiles(g.dtype, precision, wide)
         pixels = class_pixels * product(strides)
         default = configs.product_tile(tiles, g.shape[0], pixels, channels, geometry.groups, outputs, class_taps)
         details = {"pool": pool, "format": memory_format}

@@ -242,8 +242,7 @@ def conv_fprop(
         )
 
     with on_device_of(x):
-        most = configs.WIDE_PRODUCT if wide else configs.ANY
-        tiles = configs.tiles_for(configs.PRODUCT_TILES, x.dtype, precision, most)
+        tiles = configs.product_tiles(x.dtype, precision, wide)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, taps)
         tuned("conv_fprop", x, w.shape, geometry, tiles, default, launch, wide, format=memory_format)
     return y

@@ -172,8 +172,7 @@ def launch_wgrad(
     pixels, rows, precision = product(geometry.output), channels * product(geometry.kernel), dot_precision(g)
     # The last step of a split may reach some samples beyond the end.
     wide = needs_int64(x, g, slack=configs.SPLIT_UNIT * max(product(x.shape[1:]), product(g.shape[1:])))
-    most = configs.WIDE_GRADIENT if wide else configs.ANY
-    tiles = configs.tiles_for(configs.GRADIENT_TILES, g.dtype, precision, most)
+    tiles = configs.gradient_tiles(g.dtype, precision, wide)
     default = configs.gradient_tile(tiles, g.shape[0], pixels, rows, outputs, geometry.groups)
     splits, length = configs.split(g.shape[0] * pixels, rows, outputs, geometry.groups, default)
     partial = partial_sums(splits, w, bias)
