@@ -527,11 +527,29 @@ def test_signature(name):
 
 @pytest.mark.parametrize(("size", "kernel"), [(14, 9), (48, 36)])
 def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
-    """Of windows that overlap much, neither all samples' are gathered at a time, nor more than 64 times a sample."""
+    """Of windows that overlap much, no more are laid side by side at a time than fit into a chunk."""
     x = torch.randn(8, 2, size, size)
     monkeypatch.setattr(eager_pool, "_CHUNK", x.numel())
     with Recorder() as recorder:
         functional.max_pool2d(x, kernel, 1)
     largest = max(a.numel() for _, args in recorder.calls for a in args if isinstance(a, torch.Tensor))
-    assert largest <= 64 * x[0].numel()
+    assert largest <= x.numel()
     check("max_pool2d", x, {"kernel_size": kernel, "stride": 1}, torch.device("cpu"), None)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 300])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_maximum_in_chunks(chunk, layout, monkeypatch):
+    """Some samples at a time, some channels of one, or some rows of outputs of one channel."""
+    monkeypatch.setattr(eager_pool, "_CHUNK", chunk)
+    x = laid_out(torch.randn(3, 2, 9, 8), layout)
+    for arguments in ({"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (5, 2), "dilation": (1, 3)}):
+        check_winners("max_pool2d", x, arguments, torch.device("cpu"))
+    check_winners("adaptive_max_pool2d", x, {"output_size": (5, 3)}, torch.device("cpu"))
+
+
+def test_winner_of_more_taps_than_float32_counts():
+    x = torch.zeros(1, 1, 2**24 + 4)
+    x[..., -1] = 1
+    y, index = functional.max_pool1d(x, x.shape[-1], return_indices=True)
+    assert (y.item(), index.item()) == (1, 2**24 + 3)

@@ -86,8 +86,7 @@ class ConvGeometry:
     @property
     def padded(self) -> Ints:
         """The span of the lower padding, the input and all windows, which may reach beyond the input."""
-        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
-        return tuple(max((o - 1) * s + (k - 1) * d + 1, p + i) for i, o, k, s, p, d in sizes)
+        return tuple(axis.padded for axis in self.axes)
 
     @property
     def axes(self) -> list[Axis]:
@@ -236,6 +235,11 @@ class Axis(NamedTuple):
     dilation: int
     adaptive: bool
 
+    @property
+    def padded(self) -> int:
+        """The span of the lower padding, the input and all windows, if they stand at regular steps."""
+        return max((self.output - 1) * self.stride + (self.kernel - 1) * self.dilation + 1, self.padding + self.input)
+
     def start(self, o: int) -> int:
         return o * self.input // self.output if self.adaptive else o * self.stride - self.padding
 
@@ -283,12 +287,18 @@ class PoolGeometry:
         sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
         return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
 
+    @property
+    def padded(self) -> Ints:
+        """The span of the lower padding, the input and all windows that stand at regular steps."""
+        return tuple(axis.padded for axis in self.axes)
+
     @staticmethod
     @remembered
     def of_adaptive(input: Sequence[int], rank: int, output_size: int | Sequence[int | None] | None) -> PoolGeometry:
         """Geometry of adaptive pooling an input of shape [N, C, *] to `output_size`; None keeps a size.
 
-        Windows of one length are those of ordinary pooling, and described as such.
+        Where they are of one length, at regular steps, they are those of ordinary pooling, and described as such: if
+        o windows divide q·o elements or, overlapping by one, q·o + 1.
 
         Raises:
             RuntimeError: a size is negative or empty, or there are too many.
@@ -312,10 +322,10 @@ class PoolGeometry:
                 f"expected input to have non-zero size for non-batch dimensions, but got input of size {list(input)}"
             )
         ones, zeros = (1,) * rank, (0,) * rank
-        if all(o > 0 and i % o == 0 for i, o in zip(size, output)):
-            step = tuple(i // o for i, o in zip(size, output))
-            return PoolGeometry(size, output, step, step, zeros, ones, False)
         kernel = tuple(_longest(i, o) if o else 1 for i, o in zip(size, output))
+        if all(0 < o <= i and i % o <= 1 for i, o in zip(size, output)):
+            step = tuple(i // o for i, o in zip(size, output))
+            return PoolGeometry(size, output, kernel, step, zeros, ones, False)
         return PoolGeometry(size, output, kernel, ones, zeros, ones, True)
 
     @staticmethod

@@ -1,15 +1,17 @@
 """Pooling in plain tensor algebra, for any rank.
 
-What can be done for all windows at once is: one tap of every window is a strided slice of the input, and passes over
-slices cost a fraction of a walk through the windows.  Only where windows are fewer than the taps of one, or of
-different lengths (global and adaptive pooling), each window is gathered and reduced.  A sum over a window is the sum of
-its rows' sums, so averages go one dimension after the other.  Some samples at a time, whose tensors stay in the cache.
+What can be done for all windows at once is: a few passes over whole tensors cost a fraction of a walk through windows.
+For a maximum all taps of all windows are laid side by side and reduced.  A sum over a window is the sum of its rows'
+sums, so averages go one dimension after the other, and one tap of all windows is a strided slice of the input.  Some
+samples at a time, whose tensors stay in the cache.
 
 A winner is kept as the flat position of its tap in the window (`offset`), one byte for windows of up to 256 elements.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import torch
@@ -21,18 +23,15 @@ from torchconv.eager.slices import (
     first_taps,
     known_starts,
     single_windows,
-    tap_pieces,
     window_pieces,
     window_starts,
 )
-from torchconv.eager.windows import accumulation_dtype, chunks
+from torchconv.eager.windows import accumulation_dtype, chunks, last, scratch
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
-# Elements of the samples that are pooled at a time: 2 MiB in float32.
+# Elements that are made of an input at a time: 2 MiB in float32.
 _CHUNK = 1 << 19
-# How often an element is gathered at most: beyond that, windows that overlap take less time tap by tap, and no memory.
-_GATHERS = 64
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -43,60 +42,71 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     """
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
-    outputs, taps = math.prod(geometry.output), geometry.taps
-    by_window = geometry.adaptive or (outputs < taps and outputs * taps <= _GATHERS * math.prod(geometry.input))
-    pool, made = (_max_by_window, outputs * taps) if by_window else (_max_by_tap, outputs)
-    for part in _chunks(x, geometry, made) if y.numel() else ():
-        pool(x[part], y[part], offset[part], geometry)
+    pool = _max_of_adaptive if geometry.adaptive else _max
+    made, (samples, channels) = math.prod(geometry.output) * geometry.taps, x.shape[:2]
+    if y.numel():
+        for part in itertools.product(chunks(samples, channels * made, _CHUNK), chunks(channels, made, _CHUNK)):
+            pool(x[part], y[part], offset[part], geometry, format)
     return y, offset
 
 
-def _max_by_tap(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry) -> None:
-    """Max pooling into `y` and `offset`, one tap of all windows after the other.
-
-    Comparing is fast only between tensors with a dense last dimension, and with a result of their type: 4 times as fast
-    as with booleans.  So a tap's values are copied if the stride scatters them, and the winners are counted in float32.
-    (`torch.where` would take 15 times as long as `torch.maximum`.)
-    """
-    taps = tap_pieces(geometry)
-    wins, winner = torch.empty_like(y), torch.empty_like(y, dtype=torch.float32)
-    if taps and taps[0].everywhere:
-        y.copy_(x[taps[0].inputs])
-        winner.fill_(taps[0].number)
-    else:
-        y.fill_(_lowest(x.dtype))
-        winner.copy_(first_taps(geometry))
-    for number, outputs, inputs, everywhere in taps[taps[0].everywhere :] if taps else ():
-        value = x[inputs]
-        if value.stride(-1) != 1 and value.stride(1) != 1:
-            value = value.contiguous()
-        best, w, k = (y, wins, winner) if everywhere else (y[outputs], wins[outputs], winner[outputs])
-        torch.gt(value, best, out=w)
-        torch.maximum(best, value, out=best)
-        # The taps ascend: of those that were greater than all before them, the last is the winner.
-        torch.maximum(k, w.to(k.dtype).mul_(number), out=k)
-    offset.copy_(winner)
-    if _holds_nan(y):
-        for tap in taps:
-            offset[tap.outputs] = torch.where(x[tap.inputs].isnan(), tap.number, offset[tap.outputs])
+def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
+    """Max pooling into `y` and `offset`: windows at regular steps, which are a view with dimensions of taps more."""
+    if geometry.padded != geometry.input:
+        inside = (slice(p, p + i) for p, i in zip(geometry.padding, geometry.input))
+        padded = _scratch((*x.shape[:2], *geometry.padded), "padded", x.dtype, format).fill_(_lowest(x.dtype))
+        padded[last(inside)] = x
+        x = padded
+    lanes, steps = x.stride()[:2], x.stride()[2:]
+    by_tap = [step * dilation for step, dilation in zip(steps, geometry.dilation)]
+    by_output = [step * stride for step, stride in zip(steps, geometry.stride)]
+    first = first_taps(geometry)
+    for rows in chunks(geometry.output[0], y[:, :, 0].numel() * geometry.taps, _CHUNK):
+        samples, *others = size = (*x.shape[:2], rows.stop - rows.start, *geometry.output[1:])
+        start = x.storage_offset() + rows.start * by_output[0]
+        # They are copied to where the longer of the two is dense: windows, or outputs.
+        if format == torch.contiguous_format and geometry.taps > math.prod(geometry.output):
+            values, taps = _scratch((*size, geometry.taps), "values", x.dtype), -1
+            view = x.as_strided((*size, *geometry.kernel), (*lanes, *by_output, *by_tap), start)
+        else:
+            values, taps = _scratch((geometry.taps * samples, *others), "values", x.dtype, format), 0
+            values = values.unflatten(0, (geometry.taps, samples))
+            view = x.as_strided((*geometry.kernel, *size), (*by_tap, *lanes, *by_output), start)
+        values.unflatten(taps, geometry.kernel).copy_(view)
+        _reduce(values, taps, y[:, :, rows], offset[:, :, rows], first[rows] if first.dim() else first)
 
 
-def _max_by_window(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry) -> None:
-    """Max pooling into `y` and `offset`: all windows side by side, [N, C, *output, *kernel], and one reduction."""
-    taps = tuple(range(2 + geometry.rank, 2 + 2 * geometry.rank))
-    values = x.new_full((*y.shape, *geometry.kernel), _lowest(x.dtype))
+def _max_of_adaptive(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
+    """Max pooling into `y` and `offset`: windows of different lengths, gathered one by one."""
+    values = _scratch((*y.shape, geometry.taps), "values", x.dtype).fill_(_lowest(x.dtype))
+    by_window = values.unflatten(-1, geometry.kernel)
     for window, inputs in window_pieces(geometry):
-        values[window] = x[inputs]
-    numbers = torch.arange(geometry.taps, dtype=torch.float32).view(geometry.kernel)
-    greatest = values.amax(taps, keepdim=True)
-    # The first of the taps that hold it is the greatest number, if they are counted from the last one.
-    holds = torch.eq(values, greatest, out=torch.empty_like(values)).to(torch.float32)
-    winner = geometry.taps - holds.mul_(geometry.taps - numbers).amax(taps)
-    y.copy_(greatest.view(y.shape))
-    if _holds_nan(y):
-        winner = torch.where(y.isnan(), (values.isnan() * numbers).amax(taps), winner)
-    # Where even the greatest is the lowest value, the first tap that holds it may lie in the padding.
-    offset.copy_(torch.maximum(winner, first_taps(geometry)))
+        by_window[window] = x[inputs]
+    _reduce(values, -1, y, offset, first_taps(geometry))
+
+
+def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor) -> None:
+    """The greatest of the values along dimension `taps`, and the first tap that holds it; overwrites the values.
+
+    Passes over all taps of all windows, few and each as fast as memory: in float32 alone, because booleans, `where`
+    and `argmax` take 4 to 100 times as long.
+    """
+    torch.amax(values, taps, out=y)
+    number = values.shape[taps]
+    numbers = _numbers(number) if taps else _numbers(number).view(number, *(1,) * y.dim())
+    nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
+    lost = torch.lt(values, y.unsqueeze(taps), out=values).to(numbers.dtype)
+    winner = torch.add(numbers, lost, alpha=number, out=lost).amin(taps)
+    if first.dim():  # where even the greatest is the lowest value, the first tap that holds it may lie in the padding
+        winner = torch.maximum(winner, first)
+    if nan is not None:
+        winner = torch.where(y.isnan(), nan, winner)
+    offset.copy_(winner.to(torch.int32))  # from float32 to bytes in one step takes 4 times as long
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers(taps: int) -> Tensor:
+    return torch.arange(taps, dtype=torch.float32 if taps <= 2**24 else torch.float64)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
@@ -207,11 +217,12 @@ def offset_dtype(geometry: PoolGeometry) -> torch.dtype:
 
 def winner_index(offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """The winners as torch reports them: int64 positions in the flattened input, [N, C, *output] as `offset`."""
-    return arranged(_positions(offset.long(), geometry, window_starts(geometry, offset.device)), memory_format(offset))
+    starts = window_starts(geometry, offset.device)
+    return arranged(_behind_start(offset.long(), geometry) + starts, memory_format(offset))
 
 
-def _positions(offset: Tensor, geometry: PoolGeometry, starts: Tensor) -> Tensor:
-    """The positions in the flattened input of taps of windows whose first taps are at `starts`, int64.
+def _behind_start(offset: Tensor, geometry: PoolGeometry) -> Tensor:
+    """How far behind their windows' first taps these taps lie in the flattened input.
 
     If a tap of dimension d steps over u_d positions, the tap of digits t_d lies Σ t_d·u_d behind the window's start.
     The quotients q_d = offset // Π kernel behind d are at hand, and t_d = q_d − kernel_d · q_{d−1}.
@@ -223,7 +234,7 @@ def _positions(offset: Tensor, geometry: PoolGeometry, starts: Tensor) -> Tensor
         carried, pixels = geometry.kernel[dim] * step, pixels * geometry.input[dim]
         if dim:
             quotient = _quotient(quotient, geometry.kernel[dim], geometry.taps)
-    return (behind.to(starts.dtype) + starts).long()  # type: ignore[union-attr]
+    return behind  # type: ignore[return-value]
 
 
 def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
@@ -238,7 +249,8 @@ def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
 def _winners(offset: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
     """`winner_index`; and [*output] whether a window holds any input, else its winner is position 0; None if all do."""
     starts, full = known_starts(geometry)
-    index = _positions(offset.to(_narrow_dtype(geometry)), geometry, starts)
+    index = scratch((offset.numel(),), "index", torch.int64).as_strided(offset.shape, offset.stride())
+    index.copy_(_behind_start(offset.to(_narrow_dtype(geometry)), geometry)).add_(starts)
     return (index, None) if full is None else (index.mul_(full), full)
 
 
@@ -270,10 +282,16 @@ def _empty(like: Tensor, spatial: tuple[int, ...], format: torch.memory_format) 
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 
-def _chunks(x: Tensor, geometry: PoolGeometry, made: int = 0) -> list[slice]:
-    """Slices of the batch, each of about `_CHUNK` elements and at least one sample.
+def _scratch(
+    size: tuple[int, ...], name: str, dtype: torch.dtype, format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """Scratch memory [N, C, *] in a memory format."""
+    if format == torch.contiguous_format:
+        return scratch(size, f"pool {name}", dtype)
+    return scratch((size[0], *size[2:], size[1]), f"pool {name}", dtype).movedim(-1, 1)
 
-    A channel counts with its input, its output or what is `made` of it on the way, whichever is most.
-    """
-    elements = max(math.prod(geometry.input), math.prod(geometry.output), made)
+
+def _chunks(x: Tensor, geometry: PoolGeometry) -> list[slice]:
+    """Slices of the batch, each of about `_CHUNK` elements, of the input or of the output, and at least one sample."""
+    elements = max(math.prod(geometry.input), math.prod(geometry.output))
     return chunks(x.shape[0], x.shape[1] * elements, _CHUNK)

@@ -1,4 +1,4 @@
-"""Which slices of the input pooling reads: one tap of all windows, or all taps of one window.
+"""Which slices of the input pooling reads: one tap of all windows along a dimension, or all taps of one window.
 
 They depend on the geometry alone, and are kept for it.
 """
@@ -65,28 +65,6 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
     inputs = (_window(axis, 0) if axis.output == 1 else slice(None) for _, axis in axes)
     single = Single([dim for dim, axis in axes if axis.output == 1], (*_EVERYTHING, *inputs))
     return single, [(dim, axis) for dim, axis in axes if axis.output != 1]
-
-
-class Tap(NamedTuple):
-    """A window's tap: the outputs that have it inside the input, these inputs, and whether that is all outputs."""
-
-    number: int
-    outputs: _Index
-    inputs: _Index
-    everywhere: bool
-
-
-@functools.lru_cache(maxsize=256)
-def tap_pieces(geometry: PoolGeometry) -> list[Tap]:
-    """All taps of windows of one length that lie inside the input for some window, in row-major order."""
-    pieces = []
-    for taps in itertools.product(*map(axis_taps, geometry.axes)):
-        number, everywhere, outputs, inputs = 0, True, _EVERYTHING, _EVERYTHING
-        for axis, (tap, o, i, whole) in zip(geometry.axes, taps):
-            number, everywhere = number * axis.kernel + tap, everywhere and whole
-            outputs, inputs = (*outputs, o), (*inputs, i)
-        pieces.append(Tap(number, outputs, inputs, everywhere))
-    return pieces
 
 
 @functools.lru_cache(maxsize=256)
