@@ -32,6 +32,10 @@ from torchconv.eager.windows import (
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
+# Rows from which on a product runs at full speed, and how many more columns it may have for their sake.
+_ROWS = 24
+_MORE = 0.6
+
 
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """y[n, o, p] = bias[o] + Σ_kc w[o, kc] · windows(x)[kc, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
@@ -113,9 +117,31 @@ def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometr
 
 
 def add_correlation(pixels: Tensor, columns: Tensor, out: Tensor) -> None:
-    """out [G, O/G, K] += Σ pixels [G, lead, O/G, P] · columnsᵀ [G, lead, P, K], over the lead and P."""
-    for left, right, result in zip(pixels, columns.mT, out):
-        add_sum_of_products(left, right, result)
+    """out [G, O/G, K] += Σ pixels [G, lead, O/G, P] · columnsᵀ [G, lead, P, K], over the lead and P.
+
+    Products of few rows run at a fraction of the speed.  So where outputs are few, several windows in a row are taken
+    as one: their columns are one matrix that begins a `step` later for each, and of the products of all their pixels
+    with it, those of a window's own pixels and own columns are added up.
+    """
+    if out.numel() == 0:
+        return
+    groups, lead, outputs, _ = pixels.shape
+    taps, step = out.shape[2], columns.stride(1) // columns.stride(2)
+    number = min(-(-_ROWS // outputs), 1 + int(_MORE * taps) // step)
+    whole = lead // number * number
+    if number > 1 and whole:
+        size = (groups, whole // number, taps + (number - 1) * step, columns.shape[3])
+        strides = (columns.stride(0), number * columns.stride(1), *columns.stride()[2:])
+        together = pixels[:, :whole].reshape(groups, size[1], number * outputs, size[3])
+        sums = out.new_zeros(groups, number * outputs, size[2])
+        for left, right, result in zip(together, columns.as_strided(size, strides).mT, sums):
+            add_sum_of_products(left, right, result)
+        own = (number * outputs * size[2], outputs * size[2] + step, size[2], 1)
+        out += sums.as_strided((groups, number, outputs, taps), own).sum(1)
+        pixels, columns = pixels[:, whole:], columns[:, whole:]
+    if number == 1 or whole < lead:
+        for left, right, result in zip(pixels, columns.mT, out):
+            add_sum_of_products(left, right, result)
 
 
 def to_pixels(g: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
