@@ -1,9 +1,12 @@
 """Compile every kernel for one GPU, in all types and tiles it can be launched with, and print what came of it as JSON.
 
-    python tests/kernels/aot.py sm_90
+    python tests/kernels/aot.py sm_90 conv            or: block, pool
 
 A program of its own because a process either compiles kernels or interprets them; `test_compile.py` reads its output.
 The launchers run as they are, on tensors without data.
+
+A case takes half a second to a second and a half.  So those that try a tile or a branch with other operands, or in
+another type, are all compiled for one GPU, and the rest share them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,8 @@ from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fi
 from triton_kernels import configs
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FAMILIES = {"conv": CONV, "block": BLOCK, "pool": ()}
+GPUS = ("sm_90", "sm_80", "sm_100", "gfx942")
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -41,34 +46,50 @@ class Case(NamedTuple):
     launch: Callable[[], Any]
 
 
-def conv_cases(target: str) -> Iterator[Case]:
+def chosen(target: str, kind: torch.dtype | str, number: int) -> bool:
+    """Whether this GPU compiles a case: the first one all, the others every other one of those that are numbered.
+
+    Of the types whose code is another's with other instructions, each takes half as many.
+    """
+    period = (1 if target == GPUS[0] else 2) * (2 if kind in (torch.bfloat16, TF32) else 1)
+    return (number + GPUS.index(target)) % period == 0
+
+
+def conv_cases(target: str, names: Sequence[str]) -> Iterator[Case]:
     precisions: list[torch.dtype | str] = [*DTYPES, *([TF32] if target.startswith("sm") else [])]
     with compiling_for(target):  # not every GPU takes every tile
-        tiles = {(name, kind): tiles_of(name, kind) for name in (*CONV, *BLOCK) for kind in precisions}
+        tiles = {(name, kind): tiles_of(name, kind) for name in names for kind in precisions}
     for kind in precisions:
-        for name in (*CONV, *BLOCK):
+        for name in names:
             for i, tile in enumerate(tiles[name, kind]):
-                # The result's channels are as many as the tile has room for, the others few or many.  Of the types
-                # whose code is another's with other instructions, each tile takes turns at one of the two.
-                both = kind not in (torch.bfloat16, TF32)
-                if both or i % 2 == 0:
+                # The result's channels are as many as the tile has room for, the others few or many.
+                if chosen(target, kind, i):
                     few = (tile.n, 3) if name.endswith("dgrad") else (3, tile.n)
                     conv = Conv(64, *few, (28, 28), (5, 5), padding=2)
                     yield conv_case(name, kind, conv, "contiguous", tile, bias=True)
-                if both or i % 2 == 1:
+                if chosen(target, kind, i + 1):
                     conv = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
                     yield conv_case(name, kind, conv, "channels_last", tile)
             depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
-            if kind != TF32:
-                yield conv_case(name, kind, depthwise, "channels_last", bias=True, note="depthwise")
-                yield conv_case(name, kind, depthwise._replace(size=(29, 31)), "contiguous", note="depthwise")
-            if kind in (torch.float16, torch.float64) and name in CONV:
-                big = depthwise._replace(batch=40000, size=(32, 32))  # more than 2^31 elements
-                yield conv_case(name, kind, big, "channels_last", note="depthwise")
-                yield conv_case(name, kind, big, "contiguous", note="depthwise")
+            formats = (("channels_last", depthwise), ("contiguous", depthwise._replace(size=(29, 31))))
+            for i, (format, conv) in enumerate(formats):
+                if kind != TF32 and chosen(target, kind, i):
+                    yield conv_case(name, kind, conv, format, bias=i == 0, note="depthwise")
+                if kind in (torch.float16, torch.float64) and name in CONV and chosen(target, kind, i + 1):
+                    big = depthwise._replace(batch=40000, size=(32, 32))  # more than 2^31 elements
+                    yield conv_case(name, kind, big, format, note="depthwise")
             if kind is not torch.bfloat16:
                 # More than 2^31 elements, in the format whose addresses take more registers.
                 yield conv_case(name, kind, Conv(40000, 64, 64, (32, 32), (3, 3), padding=1), "contiguous")
+    for dtype in (torch.float16, torch.float32):
+        for name in names:
+            yield conv_case(name, dtype, Conv(64, 6, 16, (14, 14), (5, 5)), "contiguous", bias=True, note="LeNet")
+            if name in CONV and dtype == torch.float16:
+                yield from branch_cases(target, name, tiles[name, dtype][-1])
+
+
+def branch_cases(target: str, name: str, largest: configs.Tile) -> Iterator[Case]:
+    """What the branches of a product's kernels are for."""
     branches = {
         "1d": Conv(64, 32, 32, (100,), (3,), padding=1),
         "1 wide": Conv(64, 32, 32, (28, 1), (3, 1), padding=(1, 0)),
@@ -85,18 +106,12 @@ def conv_cases(target: str) -> Iterator[Case]:
         "depthwise_multiplied": Conv(64, 32, 64, (29, 31), (3, 3), stride=2, padding=1, groups=32),
         "depthwise_3d": Conv(8, 32, 32, (16, 16, 16), (3, 3, 3), padding=1, groups=32),
     }
-    for dtype in (torch.float16, torch.float32):
-        for name in (*CONV, *BLOCK):
-            yield conv_case(name, dtype, Conv(64, 6, 16, (14, 14), (5, 5)), "contiguous", bias=True, note="LeNet")
     # The largest tile where three dimensions take registers, in the format that loads element by element.
-    for name in CONV:
-        tile = tiles[name, torch.float16][-1]
-        yield conv_case(
-            name, torch.float16, Conv(8, 64, 128, (16, 16, 16), (3, 3, 3), padding=1), "contiguous", tile, True
-        )
-    for dtype in (torch.float16, torch.float64):
-        for branch, conv in branches.items():
-            for name in CONV if conv.padding_mode == "zeros" else ("conv_fprop", "conv_wgrad"):
+    deep = Conv(8, 64, 128, (16, 16, 16), (3, 3, 3), padding=1)
+    yield conv_case(name, torch.float16, deep, "contiguous", largest, bias=True)
+    for i, (branch, conv) in enumerate(branches.items()):
+        for j, dtype in enumerate((torch.float16, torch.float64)):
+            if chosen(target, dtype, i + j) and (conv.padding_mode == "zeros" or name != "conv_dgrad"):
                 yield conv_case(name, dtype, conv, "contiguous" if branch == "1d" else "channels_last", note=branch)
 
 
@@ -144,26 +159,35 @@ def shown(conv: Conv) -> str:
     return f"x[{', '.join(map(str, sizes))}] {conv.outputs} outputs"
 
 
-def pool_cases() -> Iterator[Case]:
+def pool_cases(target: str) -> Iterator[Case]:
     square = ((64, 64, 32, 32), (2, 2, 2, 0, 1, False))
     overlapping = ((64, 64, 32, 32), (2, 3, 2, 1, 1, False))
     for dtype in DTYPES:
-        for format in FORMATS:
-            yield pool_case("2x2", dtype, square, format)
-            yield pool_case("3x3", dtype, overlapping, format, include_pad=False)
-            if dtype in (torch.float16, torch.float64):
-                yield pool_case("big", dtype, ((40000, 64, 32, 32), overlapping[1]), format, include_pad=False)
+        for i, format in enumerate(FORMATS):
+            if chosen(target, dtype, i):
+                yield pool_case("2x2", dtype, square, format)
+            if chosen(target, dtype, i + 1):
+                yield pool_case("3x3", dtype, overlapping, format, include_pad=False)
+                if dtype in (torch.float16, torch.float64):
+                    yield pool_case("big", dtype, ((40000, 64, 32, 32), overlapping[1]), format, include_pad=False)
     wide_windows = ((4, 8, 60000, 60), (2, (50000, 7)))
     yield pool_case("adaptive, long", torch.float16, wide_windows, "channels_last", include_pad=False)
-    for dtype in INTEGERS:
-        yield pool_case("integer", dtype, overlapping, "channels_last", include_pad=False)
-        yield pool_case("integer, divisor", dtype, overlapping, "contiguous", divisor=3)
-    for dtype in (torch.float16, torch.float64):
-        yield pool_case("1d", dtype, ((64, 64, 200), (1, 3, 2, 1, 1, False)), "contiguous", include_pad=False)
-        yield pool_case("3d", dtype, ((8, 16, 16, 16, 16), (3, 3, 2, 1, 1, True)), "contiguous", include_pad=False)
-        yield pool_case("adaptive", dtype, ((64, 64, 32, 31), (2, (7, 35))), "channels_last", include_pad=False)
-        yield pool_case("289 taps", dtype, ((8, 16, 40, 40), (2, 17, 3, 8, 1, False)), "channels_last")
-        yield pool_case("dilated", dtype, ((8, 16, 40, 40), (2, 3, 2, 1, 2, False)), "channels_last", divisor=-5)
+    for i, dtype in enumerate(INTEGERS):
+        if chosen(target, dtype, i):
+            yield pool_case("integer", dtype, overlapping, "channels_last", include_pad=False)
+        if chosen(target, dtype, i + 1):
+            yield pool_case("integer, divisor", dtype, overlapping, "contiguous", divisor=3)
+    branches: dict[str, tuple[Any, str, dict[str, Any]]] = {
+        "1d": (((64, 64, 200), (1, 3, 2, 1, 1, False)), "contiguous", {"include_pad": False}),
+        "3d": (((8, 16, 16, 16, 16), (3, 3, 2, 1, 1, True)), "contiguous", {"include_pad": False}),
+        "adaptive": (((64, 64, 32, 31), (2, (7, 35))), "channels_last", {"include_pad": False}),
+        "289 taps": (((8, 16, 40, 40), (2, 17, 3, 8, 1, False)), "channels_last", {}),
+        "dilated": (((8, 16, 40, 40), (2, 3, 2, 1, 2, False)), "channels_last", {"divisor": -5}),
+    }
+    for i, (branch, (pool, format, options)) in enumerate(branches.items()):
+        for j, dtype in enumerate((torch.float16, torch.float64)):
+            if chosen(target, dtype, i + j):
+                yield pool_case(branch, dtype, pool, format, **options)
 
 
 def pool_case(
@@ -205,10 +229,10 @@ def launch_pools(
         triton_kernels.fractional_max_pool(x, starts, fractional, memory_format)
 
 
-def aligned_cases() -> Iterator[Case]:
+def aligned_cases(names: Sequence[str]) -> Iterator[Case]:
     """Half precision, channels innermost and a multiple of 16, no bias: what 16 bytes of can be moved at a time."""
     for dtype in (torch.float16, torch.bfloat16):
-        for name in (*CONV, *BLOCK):
+        for name in names:
             yield conv_case(name, dtype, Conv(64, 64, 64, (28, 28), (3, 3), padding=1), "channels_last")
             if dtype is torch.bfloat16:
                 continue  # of the same size: one layer is enough to see it
@@ -217,12 +241,13 @@ def aligned_cases() -> Iterator[Case]:
             if name != "block_fprop":  # a matrix product of one channel, whatever the groups
                 depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
                 yield conv_case(name, dtype, depthwise, "channels_last", note="depthwise")
-        yield pool_case("2x2", dtype, ((64, 64, 32, 32), (2, 2, 2, 0, 1, False)), "channels_last")
+        if not names:
+            yield pool_case("2x2", dtype, ((64, 64, 32, 32), (2, 2, 2, 0, 1, False)), "channels_last")
 
 
-def accesses(target: str) -> Iterator[dict[str, Any]]:
+def accesses(target: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Widths of the loads and stores of each kernel that an aligned case compiles."""
-    for case in aligned_cases():
+    for case in aligned_cases(names):
         with compiling_for(target) as kernels:
             case.launch()
         for compiled in kernels:
@@ -231,10 +256,10 @@ def accesses(target: str) -> Iterator[dict[str, Any]]:
             yield {**labels, "loads": sorted(loads), "stores": sorted(stores)}
 
 
-def results(target: str) -> Iterator[dict[str, Any]]:
+def results(target: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """For each kernel that a case compiles, its switches and resources; for a case that fails, the error."""
     seen: set[str] = set()
-    for case in (*conv_cases(target), *pool_cases()):
+    for case in conv_cases(target, names) if names else pool_cases(target):
         labels = {"case": case.name, "dtype": case.dtype}
         try:
             with compiling_for(target) as kernels:
@@ -255,5 +280,6 @@ def results(target: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for result in itertools.chain(results(sys.argv[1]), accesses(sys.argv[1])):
+    gpu, names = sys.argv[1], FAMILIES[sys.argv[2]]
+    for result in itertools.chain(results(gpu, names), accesses(gpu, names)):
         print(json.dumps(result), flush=True)

@@ -96,7 +96,8 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     numbers = _numbers(number) if taps else _numbers(number).view(number, *(1,) * y.dim())
     nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
     lost = torch.lt(values, y.unsqueeze(taps), out=values).to(numbers.dtype)
-    winner = torch.add(numbers, lost, alpha=number, out=lost).amin(taps)
+    candidates = torch.add(numbers, lost, alpha=number, out=lost)
+    winner = torch.amin(candidates, taps, out=torch.empty_like(y, dtype=numbers.dtype))
     if first.dim():  # where even the greatest is the lowest value, the first tap that holds it may lie in the padding
         winner = torch.maximum(winner, first)
     if nan is not None:
