@@ -240,7 +240,8 @@ def _behind_start(offset: Tensor, geometry: PoolGeometry) -> Tensor:
     quotient, pixels, carried, behind = offset, 1, 0, None
     for dim in reversed(range(geometry.rank)):
         step = pixels * geometry.dilation[dim]
-        behind = quotient * step if behind is None else behind + quotient * (step - carried)
+        moved = quotient * (step - carried) if step - carried != 1 else quotient
+        behind = moved if behind is None else behind + moved
         carried, pixels = geometry.kernel[dim] * step, pixels * geometry.input[dim]
         if dim:
             quotient = _quotient(quotient, geometry.kernel[dim], geometry.taps)
