@@ -31,8 +31,8 @@ from torchconv.eager.windows import accumulation_dtype, chunks, last, scratch
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
-# Elements that are made of an input at a time: 2 MiB in float32.
-_CHUNK = 1 << 19
+# Elements that are made of an input at a time: 4 MiB in float32.
+_CHUNK = 1 << 20
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
