@@ -297,8 +297,8 @@ class PoolGeometry:
     def of_adaptive(input: Sequence[int], rank: int, output_size: int | Sequence[int | None] | None) -> PoolGeometry:
         """Geometry of adaptive pooling an input of shape [N, C, *] to `output_size`; None keeps a size.
 
-        Where they are of one length, at regular steps, they are those of ordinary pooling, and described as such: if
-        o windows divide q·o elements or, overlapping by one, q·o + 1.
+        Windows of one length at regular steps are those of ordinary pooling, and described as such: where o windows
+        divide q·o elements or, overlapping by one, q·o + 1.
 
         Raises:
             RuntimeError: a size is negative or empty, or there are too many.
