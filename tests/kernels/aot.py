@@ -1,12 +1,12 @@
-"""Compile every kernel for one GPU, in all types and tiles it can be launched with, and print what came of it as JSON.
+"""Compile every kernel for one GPU, in types and tiles that it can be launched with, and print what came of it as JSON.
 
     python tests/kernels/aot.py sm_90 conv            or: block, pool
 
 A program of its own because a process either compiles kernels or interprets them; `test_compile.py` reads its output.
 The launchers run as they are, on tensors without data.
 
-A case takes half a second to a second and a half.  So those that try a tile or a branch with other operands, or in
-another type, are all compiled for one GPU, and the rest share them.
+A case takes half a second to a second and a half.  So every tile of every type is compiled for one GPU, with one of two
+kinds of operands, and every branch in two types; the other GPUs share these cases, and have the other operands.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ class Case(NamedTuple):
     launch: Callable[[], Any]
 
 
-def chosen(target: str, kind: torch.dtype | str, number: int) -> bool:
-    """Whether this GPU compiles a case: the first one all, the others every other one of those that are numbered.
-
-    Of the types whose code is another's with other instructions, each takes half as many.
-    """
-    period = (1 if target == GPUS[0] else 2) * (2 if kind in (torch.bfloat16, TF32) else 1)
+def chosen(target: str, number: int, period: int) -> bool:
+    """Whether this GPU compiles the case of that number: one in so many, and others than the GPU before it."""
     return (number + GPUS.index(target)) % period == 0
+
+
+def shared(target: str, kind: torch.dtype | str) -> int:
+    """The period of the cases of a type: the first GPU compiles all, but of types whose code is another's half."""
+    return (1 if target == GPUS[0] else 2) * (2 if kind in (torch.bfloat16, TF32) else 1)
 
 
 def conv_cases(target: str, names: Sequence[str]) -> Iterator[Case]:
@@ -61,21 +62,23 @@ def conv_cases(target: str, names: Sequence[str]) -> Iterator[Case]:
         tiles = {(name, kind): tiles_of(name, kind) for name in names for kind in precisions}
     for kind in precisions:
         for name in names:
+            period = 2 if target == GPUS[0] else shared(target, kind) * (2 if name in BLOCK else 1)
             for i, tile in enumerate(tiles[name, kind]):
                 # The result's channels are as many as the tile has room for, the others few or many.
-                if chosen(target, kind, i):
+                if chosen(target, i, period):
                     few = (tile.n, 3) if name.endswith("dgrad") else (3, tile.n)
                     conv = Conv(64, *few, (28, 28), (5, 5), padding=2)
                     yield conv_case(name, kind, conv, "contiguous", tile, bias=True)
-                if chosen(target, kind, i + 1):
+                if chosen(target, i + 1, period):
                     conv = Conv(64, 64, 64, (28, 28), (3, 3), padding=1)
                     yield conv_case(name, kind, conv, "channels_last", tile)
             depthwise = Conv(64, 64, 64, (28, 28), (3, 3), padding=1, groups=64)
             formats = (("channels_last", depthwise), ("contiguous", depthwise._replace(size=(29, 31))))
             for i, (format, conv) in enumerate(formats):
-                if kind != TF32 and chosen(target, kind, i):
+                if kind != TF32 and chosen(target, i, shared(target, kind)):
                     yield conv_case(name, kind, conv, format, bias=i == 0, note="depthwise")
-                if kind in (torch.float16, torch.float64) and name in CONV and chosen(target, kind, i + 1):
+                big_too = kind in (torch.float16, torch.float64) and name in CONV
+                if big_too and chosen(target, i + 1, shared(target, kind)):
                     big = depthwise._replace(batch=40000, size=(32, 32))  # more than 2^31 elements
                     yield conv_case(name, kind, big, format, note="depthwise")
             if kind is not torch.bfloat16:
@@ -111,7 +114,7 @@ def branch_cases(target: str, name: str, largest: configs.Tile) -> Iterator[Case
     yield conv_case(name, torch.float16, deep, "contiguous", largest, bias=True)
     for i, (branch, conv) in enumerate(branches.items()):
         for j, dtype in enumerate((torch.float16, torch.float64)):
-            if chosen(target, dtype, i + j) and (conv.padding_mode == "zeros" or name != "conv_dgrad"):
+            if chosen(target, i + j, shared(target, dtype)) and (conv.padding_mode == "zeros" or name != "conv_dgrad"):
                 yield conv_case(name, dtype, conv, "contiguous" if branch == "1d" else "channels_last", note=branch)
 
 
@@ -164,18 +167,18 @@ def pool_cases(target: str) -> Iterator[Case]:
     overlapping = ((64, 64, 32, 32), (2, 3, 2, 1, 1, False))
     for dtype in DTYPES:
         for i, format in enumerate(FORMATS):
-            if chosen(target, dtype, i):
+            if chosen(target, i, shared(target, dtype)):
                 yield pool_case("2x2", dtype, square, format)
-            if chosen(target, dtype, i + 1):
+            if chosen(target, i + 1, shared(target, dtype)):
                 yield pool_case("3x3", dtype, overlapping, format, include_pad=False)
                 if dtype in (torch.float16, torch.float64):
                     yield pool_case("big", dtype, ((40000, 64, 32, 32), overlapping[1]), format, include_pad=False)
     wide_windows = ((4, 8, 60000, 60), (2, (50000, 7)))
     yield pool_case("adaptive, long", torch.float16, wide_windows, "channels_last", include_pad=False)
     for i, dtype in enumerate(INTEGERS):
-        if chosen(target, dtype, i):
+        if chosen(target, i, shared(target, dtype)):
             yield pool_case("integer", dtype, overlapping, "channels_last", include_pad=False)
-        if chosen(target, dtype, i + 1):
+        if chosen(target, i + 1, shared(target, dtype)):
             yield pool_case("integer, divisor", dtype, overlapping, "contiguous", divisor=3)
     branches: dict[str, tuple[Any, str, dict[str, Any]]] = {
         "1d": (((64, 64, 200), (1, 3, 2, 1, 1, False)), "contiguous", {"include_pad": False}),
@@ -186,7 +189,7 @@ def pool_cases(target: str) -> Iterator[Case]:
     }
     for i, (branch, (pool, format, options)) in enumerate(branches.items()):
         for j, dtype in enumerate((torch.float16, torch.float64)):
-            if chosen(target, dtype, i + j):
+            if chosen(target, i + j, shared(target, dtype)):
                 yield pool_case(branch, dtype, pool, format, **options)
 
 

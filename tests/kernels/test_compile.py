@@ -1,4 +1,4 @@
-"""Every kernel compiles for every GPU, in all types and tiles, without spills and with matrix instructions."""
+"""Every kernel compiles for every GPU, for one in all types and tiles, without spills and with matrix instructions."""
 
 import json
 import os

@@ -113,7 +113,7 @@ def _numbers(taps: int) -> Tensor:
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = x[winner of window o]: the derivative of max pooling, as a linear map.  A window without input gives 0."""
-    index, full = _winners(offset, geometry)
+    index, full = _winners(offset, geometry, format)
     y = _flat(x, format).gather(_pixels(format), _flat(index, format))
     if full is not None:
         y *= _flat(full.expand(index.shape), format)
@@ -127,7 +127,7 @@ def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: 
     if g.numel() == 0:
         return x.zero_()
     for part in _chunks(g, geometry):
-        index, full = _winners(offset[part], geometry)
+        index, full = _winners(offset[part], geometry, format)
         share = g[part] if full is None else g[part] * full
         total = flat[part].zero_() if dtype == g.dtype else torch.zeros_like(flat[part], dtype=dtype)
         total.scatter_add_(_pixels(format), _flat(index, format), _flat(share, format).to(dtype))
@@ -257,10 +257,10 @@ def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
     return torch.div(t, divisor, rounding_mode="floor")
 
 
-def _winners(offset: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
+def _winners(offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor | None]:
     """`winner_index`; and [*output] whether a window holds any input, else its winner is position 0; None if all do."""
     starts, full = known_starts(geometry)
-    index = scratch((offset.numel(),), "index", torch.int64).as_strided(offset.shape, offset.stride())
+    index = _scratch(tuple(offset.shape), "index", torch.int64, format)
     index.copy_(_behind_start(offset.to(_narrow_dtype(geometry)), geometry)).add_(starts)
     return (index, None) if full is None else (index.mul_(full), full)
 
