@@ -10,7 +10,6 @@ A winner is kept as the flat position of its tap in the window (`offset`), one b
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -94,7 +93,8 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     """
     torch.amax(values, taps, out=y)
     number = values.shape[taps]
-    numbers = _numbers(number) if taps else _numbers(number).view(number, *(1,) * y.dim())
+    numbers = torch.arange(number, dtype=torch.float32 if number <= 2**24 else torch.float64)
+    numbers = numbers if taps else numbers.view(number, *(1,) * y.dim())
     nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
     lost = torch.lt(values, y.unsqueeze(taps), out=values).to(numbers.dtype)
     candidates = torch.add(numbers, lost, alpha=number, out=lost)
@@ -104,11 +104,6 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     if nan is not None:
         winner = torch.where(y.isnan(), nan, winner)
     offset.copy_(winner.to(torch.int32))  # from float32 to bytes in one step takes 4 times as long
-
-
-@functools.lru_cache(maxsize=256)
-def _numbers(taps: int) -> Tensor:
-    return torch.arange(taps, dtype=torch.float32 if taps <= 2**24 else torch.float64)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
@@ -178,9 +173,9 @@ def avg_pool_grad(g: Tensor, geometry: AvgGeometry, format: torch.memory_format)
         share = _divide(share, geometry, out=torch.empty_like(share))
         for dim in reversed(range(1, geometry.rank)):
             share = _spread(share, 2 + dim, geometry.axes[dim], out=None)
-        last = _spread(share, 2, geometry.axes[0], out=x[part] if share.dtype == x.dtype else None)
+        whole = _spread(share, 2, geometry.axes[0], out=x[part] if share.dtype == x.dtype else None)
         if share.dtype != x.dtype:
-            x[part] = last
+            x[part] = whole
     return x
 
 
@@ -266,7 +261,7 @@ def _winners(offset: Tensor, geometry: PoolGeometry, format: torch.memory_format
 
 
 def _narrow_dtype(geometry: PoolGeometry) -> torch.dtype:
-    """A type that holds what `_positions` computes of a window: half the bytes take half the time."""
+    """A type that holds what `_behind_start` computes of a window: half the bytes take half the time."""
     steps = [d * math.prod(geometry.input[dim:]) for dim, d in enumerate(geometry.dilation, start=1)]
     span = sum((k - 1) * step for k, step in zip(geometry.kernel, steps))
     if max(span, *steps) < 2**15 and geometry.taps <= 120:  # `_quotient` computes up to 2·taps² + taps

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -98,10 +97,7 @@ def known_starts(geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
     for axis in geometry.axes:
         column = [axis.taps_between(o, 0, axis.input) > 0 for o in range(axis.output)]
         full = full.unsqueeze(-1) & torch.tensor(column, dtype=torch.bool)
-    starts = window_starts(geometry, torch.device("cpu"))
-    if math.prod(geometry.input) < 2**30:  # what follows a start by less than the input's size has 32 bits
-        starts = starts.int()
-    return starts, None if full.all() else full
+    return window_starts(geometry, torch.device("cpu")), None if full.all() else full
 
 
 def window_starts(geometry: PoolGeometry, device: torch.device) -> Tensor:
