@@ -25,10 +25,13 @@ from torchconv.eager.windows import (
     accumulation_dtype,
     batches,
     by_group,
+    cast,
     dense,
+    piece,
     samples,
     scratch,
     settle,
+    steps,
     windows,
     zero_total,
 )
@@ -67,26 +70,27 @@ def _fprop_by_patch(
     for some in batches(_patches(geometry), *x.shape[:2]):
         inputs, outputs, winners = some.of(x), some.of(y), some.of(winner)
         for part in some.parts:
-            target = by_group(outputs[:, :, part], geometry)  # [G, lead, O/G, N, *pooled]
+            target = by_group(outputs, part, geometry)  # [G, lead, O/G, N, *pooled]
             size = (*target.shape[:2], math.prod(geometry.pool), *target.shape[2:])
             values = scratch(size, "product", matrix.dtype)
             conv.multiply(matrix, windows(inputs, some.geometry, part), values)
             if bias is not None:
-                values += bias.to(values.dtype).view(geometry.groups, 1, 1, -1, *(1,) * (values.dim() - 4))
+                values += cast(bias, values.dtype).view(geometry.groups, 1, 1, -1, *(1,) * (values.dim() - 4))
             if x.dtype != values.dtype:  # the convolution's output would be rounded before it is pooled
                 values = values.to(x.dtype).to(values.dtype)
-            best, wins = values[:, :, 0], scratch(target.shape, "wins", values.dtype)
+            best, *others = values.unbind(2)
+            wins = scratch(target.shape, "wins", values.dtype)
             number = scratch(target.shape, "number", values.dtype).zero_()
-            for tap in range(1, size[2]):
+            for tap, value in enumerate(others, start=1):
                 # The taps ascend: of those that were greater than all before them, the last is the winner.
-                torch.gt(values[:, :, tap], best, out=wins)
-                torch.maximum(best, values[:, :, tap], out=best)
+                torch.gt(value, best, out=wins)
+                torch.maximum(best, value, out=best)
                 torch.maximum(number, wins.mul_(tap), out=number)
-            if best.sum().isnan():
+            if math.isnan(best.sum()):
                 return False
             # A value that is not positive counts as more taps than there are.
             torch.maximum(number, torch.le(best, 0, out=wins).mul_(DEAD), out=number)
-            by_group(winners[:, :, part], geometry).copy_(number)
+            by_group(winners, part, geometry).copy_(number)
             target.copy_(best.relu_())
     return True
 
@@ -98,11 +102,12 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     if _by_patch(w.shape, geometry) and _finite(g, w, geometry):
         matrix = _shifted(w, geometry).mT
         for some in batches(_patches(geometry), *x.shape[:2]):
-            total = zero_total(x[some.samples])
+            target = piece(x, some.samples)
+            total = zero_total(target)
             for part in some.parts:
                 pixels = _by_tap(some.of(g), some.of(winner), geometry, part)
                 conv.add_adjoint(matrix, pixels, some.lift(total), some.geometry, part)
-            settle(total, None, x[some.samples])
+            settle(total, None, target)
     else:
         for part in _parts(g.shape[0], w.shape[0], geometry):
             z = _scattered(g[part], winner[part], geometry, format)
@@ -130,7 +135,7 @@ def wgrad(
             z = _scattered(g[part].to(dtype), winner[part], geometry, format)
             sums = conv.wgrad(x[part].to(dtype), z, with_bias, geometry.of_conv_alone(), format)
             w, bias = w + sums[0], bias + sums[1]
-    return arranged(w.to(g.dtype), format), bias.to(g.dtype)
+    return arranged(cast(w, g.dtype), format), cast(bias, g.dtype)
 
 
 # The patches of a block.
@@ -178,8 +183,8 @@ def _places(size: Ints, geometry: BlockGeometry) -> tuple[Ints, Ints, Ints]:
     """
     outputs, channels, patch = size[0] // geometry.groups, size[1], _patches(geometry).kernel
     rows, columns = outputs * math.prod(geometry.pool), channels * math.prod(patch)
-    pixel = [channels * step for step in _steps(patch)]
-    tap = [outputs * columns * step for step in _steps(geometry.pool)]
+    pixel = [channels * step for step in steps(patch)]
+    tap = [outputs * columns * step for step in steps(geometry.pool)]
     strides = (
         rows * columns,
         *(t + s * p for t, s, p in zip(tap, geometry.stride, pixel)),
@@ -191,18 +196,13 @@ def _places(size: Ints, geometry: BlockGeometry) -> tuple[Ints, Ints, Ints]:
     return (geometry.groups, rows, columns), shape, strides
 
 
-def _steps(size: Ints) -> list[int]:
-    """How many elements a step along each dimension of a dense tensor is."""
-    return [math.prod(size[dim + 1 :]) for dim in range(len(size))]
-
-
 def _by_tap(g: Tensor, winner: Tensor, geometry: BlockGeometry, part: slice) -> Tensor:
     """The gradient of the values of all taps: `g` where a tap won, elsewhere 0; [G, lead, taps·O/G, P]."""
     share = conv.to_pixels(g, geometry, part)
-    won = dense(by_group(winner[:, :, part], geometry), "winners", share.dtype).flatten(3)
+    won = dense(by_group(winner, part, geometry), "winners", share.dtype).flatten(3)
     values = scratch((*share.shape[:2], math.prod(geometry.pool), *share.shape[2:]), "by tap", share.dtype)
-    for tap in range(values.shape[2]):
-        torch.eq(won, tap, out=values[:, :, tap]).mul_(share)
+    for tap, value in enumerate(values.unbind(2)):
+        torch.eq(won, tap, out=value).mul_(share)
     return values.flatten(2, 3)
 
 

@@ -9,6 +9,8 @@ float32 and rounded once.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,12 @@ from torchconv.eager.windows import (
     accumulation_dtype,
     batches,
     by_group,
+    cast,
     dense,
     disjoint_windows,
     fold,
     is_pointwise,
+    piece,
     scratch_like,
     settle,
     windows,
@@ -46,11 +50,11 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     for some in batches(geometry, *x.shape[:2]):
         inputs, outputs = some.of(x), some.of(y)
         for part in some.parts:
-            target = by_group(outputs[:, :, part], geometry)
+            target = by_group(outputs, part, geometry)
             values = scratch_like(target, "product", matrix.dtype)
             multiply(matrix, windows(inputs, some.geometry, part), values)
             if bias is not None:
-                values += bias.to(values.dtype).view(geometry.groups, 1, -1, *(1,) * (values.dim() - 3))
+                values += cast(bias, values.dtype).view(geometry.groups, 1, -1, *(1,) * (values.dim() - 3))
             if values is not target:
                 target.copy_(values)
     return y
@@ -64,11 +68,12 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     x = torch.empty((g.shape[0], channels, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format)
     matrix = to_matrix(w, geometry).mT
     for some in batches(geometry, g.shape[0], channels):
-        total = zero_total(x[some.samples])
+        target = piece(x, some.samples)
+        total = zero_total(target)
         inputs, outputs = some.lift(total), some.of(g)
         for part in some.parts:
             add_adjoint(matrix, to_pixels(outputs, geometry, part), inputs, some.geometry, part)
-        settle(total, bias, x[some.samples])
+        settle(total, bias, target)
     return x
 
 
@@ -79,8 +84,9 @@ def wgrad(
     if is_depthwise(x.shape[1], geometry):
         return depthwise.wgrad(x, g, with_bias, geometry, format)
     size = (g.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
-    matrix = torch.zeros_like(to_matrix(g.new_empty(size), geometry))
-    bias = matrix.new_zeros(g.shape[1] if with_bias else 0)
+    rows = size[0] // geometry.groups
+    matrix = g.new_zeros((geometry.groups, rows, math.prod(size[1:])), dtype=accumulation_dtype(g.dtype))
+    bias = matrix.new_zeros(size[0] if with_bias else 0)
     for some in batches(geometry, *x.shape[:2]):
         inputs, outputs = some.of(x), some.of(g)
         for part in some.parts:
@@ -88,13 +94,15 @@ def wgrad(
             add_correlation(pixels, windows(inputs, some.geometry, part), matrix)
             if with_bias:
                 bias += pixels.sum((1, 3)).flatten()
-    return arranged(from_matrix(matrix, size).to(g.dtype), format), bias.to(g.dtype)
+    return arranged(cast(from_matrix(matrix, size), g.dtype), format), cast(bias, g.dtype)
 
 
 def multiply(matrix: Tensor, columns: Tensor, out: Tensor) -> None:
     """out [G, lead, M, *] = matrix [G, M, K] · columns [G, lead, K, P], for each group and each output of the lead."""
-    for left, right, result in zip(matrix, columns, out):
-        product(left.expand(right.shape[0], *left.shape), right, result.view(result.shape[0], -1, right.shape[2]))
+    out = out.view(*out.shape[:2], -1, columns.shape[3])
+    for group in range(matrix.shape[0]):
+        left, right = matrix[group], columns[group]
+        product(left.expand(right.shape[0], *left.shape), right, out[group])
 
 
 def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
@@ -103,7 +111,7 @@ def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometr
     `x` is zero where no earlier part has added to it.
     """
     if is_pointwise(geometry):  # no window shares its pixel: the product itself
-        target = by_group(x[:, :, part], geometry)
+        target = by_group(x, part, geometry)
         values = scratch_like(target, "product", matrix.dtype)
         multiply(matrix, pixels, values)
         if values is not target:
@@ -111,8 +119,9 @@ def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometr
         return
     rows = zero_rows(pixels, x.shape[1], geometry)
     for outputs, columns in disjoint_windows(rows, geometry):
-        for left, right, result in zip(matrix, pixels[:, outputs], columns):
-            add_product(left.expand(right.shape[0], *left.shape), right, result)
+        for group in range(matrix.shape[0]):
+            left, right = matrix[group], pixels[group, outputs]
+            add_product(left.expand(right.shape[0], *left.shape), right, columns[group])
     fold(rows, x, geometry, part)
 
 
@@ -134,25 +143,25 @@ def add_correlation(pixels: Tensor, columns: Tensor, out: Tensor) -> None:
         strides = (columns.stride(0), number * columns.stride(1), *columns.stride()[2:])
         together = pixels[:, :whole].reshape(groups, size[1], number * outputs, size[3])
         sums = out.new_zeros(groups, number * outputs, size[2])
-        for left, right, result in zip(together, columns.as_strided(size, strides).mT, sums):
-            add_sum_of_products(left, right, result)
+        windows = columns.as_strided(size, strides).mT
+        for group in range(groups):
+            add_sum_of_products(together[group], windows[group], sums[group])
         own = (number * outputs * size[2], outputs * size[2] + step, size[2], 1)
         out += sums.as_strided((groups, number, outputs, taps), own).sum(1)
         pixels, columns = pixels[:, whole:], columns[:, whole:]
     if number == 1 or whole < lead:
-        for left, right, result in zip(pixels, columns.mT, out):
-            add_sum_of_products(left, right, result)
+        for group in range(groups):
+            add_sum_of_products(pixels[group], columns[group].mT, out[group])
 
 
 def to_pixels(g: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     """These outputs of `g` [N, O, lead, *out] as matrices with the windows' columns: [G, lead, O/G, P]."""
-    return dense(by_group(g[:, :, part], geometry), "pixels", accumulation_dtype(g.dtype)).flatten(3)
+    return dense(by_group(g, part, geometry), "pixels", accumulation_dtype(g.dtype)).flatten(3)
 
 
 def to_matrix(w: Tensor, geometry: ConvGeometry) -> Tensor:
     """`w` [O, C/G, *k] as matrices with the windows' rows: [G, O/G, K], in the order *k, C/G."""
-    w = w.to(accumulation_dtype(w.dtype))
-    by_tap = w.permute(0, *range(2, w.dim()), 1)
+    by_tap = cast(w, accumulation_dtype(w.dtype)).permute(0, *range(2, w.dim()), 1)
     return by_tap.reshape(geometry.groups, w.shape[0] // geometry.groups, w.shape[1:].numel())
 
 

@@ -26,7 +26,7 @@ from torchconv.eager.slices import (
     window_pieces,
     window_starts,
 )
-from torchconv.eager.windows import accumulation_dtype, chunks, last, scratch
+from torchconv.eager.windows import accumulation_dtype, cast, chunks, last, piece, scratch, settle, zero_total
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -45,8 +45,9 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     pool = _max_of_adaptive if geometry.adaptive else _max
     made, (samples, channels) = math.prod(geometry.output) * geometry.taps, x.shape[:2]
     if y.numel():
-        for part in itertools.product(chunks(samples, channels * made, _CHUNK), chunks(channels, made, _CHUNK)):
-            pool(x[part], y[part], offset[part], geometry, format)
+        for some, of in itertools.product(chunks(samples, channels * made, _CHUNK), chunks(channels, made, _CHUNK)):
+            inputs, best, winner = (piece(piece(t, some), of, 1) for t in (x, y, offset))
+            pool(inputs, best, winner, geometry, format)
     return y, offset
 
 
@@ -61,7 +62,7 @@ def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
     by_tap = [step * dilation for step, dilation in zip(steps, geometry.dilation)]
     by_output = [step * stride for step, stride in zip(steps, geometry.stride)]
     first = first_taps(geometry)
-    for rows in chunks(geometry.output[0], y[:, :, 0].numel() * geometry.taps, _CHUNK):
+    for rows in chunks(geometry.output[0], y.numel() // geometry.output[0] * geometry.taps, _CHUNK):
         samples, *others = size = (*x.shape[:2], rows.stop - rows.start, *geometry.output[1:])
         start = x.storage_offset() + rows.start * by_output[0]
         # They are copied to where the longer of the two is dense: windows, or outputs.
@@ -73,7 +74,7 @@ def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
             values = values.unflatten(0, (geometry.taps, samples))
             view = x.as_strided((*geometry.kernel, *size), (*by_tap, *lanes, *by_output), start)
         values.unflatten(taps, geometry.kernel).copy_(view)
-        _reduce(values, taps, y[:, :, rows], offset[:, :, rows], first[rows] if first.dim() else first)
+        _reduce(values, taps, piece(y, rows, 2), piece(offset, rows, 2), first[rows] if first.dim() else first)
 
 
 def _max_of_adaptive(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
@@ -96,7 +97,7 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     numbers = torch.arange(number, dtype=torch.float32 if number <= 2**24 else torch.float64)
     numbers = numbers if taps else numbers.view(number, *(1,) * y.dim())
     nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
-    lost = torch.lt(values, y.unsqueeze(taps), out=values).to(numbers.dtype)
+    lost = cast(torch.lt(values, y.unsqueeze(taps), out=values), numbers.dtype)
     candidates = torch.add(numbers, lost, alpha=number, out=lost)
     winner = torch.amin(candidates, taps, out=torch.empty_like(y, dtype=numbers.dtype))
     if first.dim():  # where even the greatest is the lowest value, the first tap that holds it may lie in the padding
@@ -122,12 +123,12 @@ def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: 
     if g.numel() == 0:
         return x.zero_()
     for part in _chunks(g, geometry):
-        index, full = _winners(offset[part], geometry, format)
-        share = g[part] if full is None else g[part] * full
-        total = flat[part].zero_() if dtype == g.dtype else torch.zeros_like(flat[part], dtype=dtype)
-        total.scatter_add_(_pixels(format), _flat(index, format), _flat(share, format).to(dtype))
-        if dtype != g.dtype:
-            flat[part] = total
+        index, full = _winners(piece(offset, part), geometry, format)
+        share, target = piece(g, part), piece(flat, part)
+        share = cast(share if full is None else share * full, dtype)
+        total = zero_total(target)
+        total.scatter_add_(_pixels(format), _flat(index, format), _flat(share, format))
+        settle(total, None, target)
     return x
 
 
@@ -151,7 +152,7 @@ def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> T
     """y[o] = Σ_k x[o·s − p + k·d] / divisor[o]."""
     y = _empty(x, geometry.output, format)
     for part in _chunks(x, geometry) if y.numel() else ():
-        total = x[part].to(accumulation_dtype(x.dtype))
+        total = cast(piece(x, part), accumulation_dtype(x.dtype))
         single, others = single_windows(geometry)
         if single.dims:
             total = total[single.inputs]
@@ -159,7 +160,7 @@ def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> T
             total = torch.sum(total, single.dims, keepdim=True, out=_empty(total, size[2:], format))
         for dim, axis in others:
             total = _sum(total, dim, axis)
-        _divide(total, geometry, out=y[part])
+        _divide(total, geometry, out=piece(y, part))
     return y
 
 
@@ -169,13 +170,12 @@ def avg_pool_grad(g: Tensor, geometry: AvgGeometry, format: torch.memory_format)
     if g.numel() == 0:
         return x.zero_()
     for part in _chunks(g, geometry):
-        share = g[part].to(accumulation_dtype(g.dtype))
+        share = cast(piece(g, part), accumulation_dtype(g.dtype))
         share = _divide(share, geometry, out=torch.empty_like(share))
         for dim in reversed(range(1, geometry.rank)):
             share = _spread(share, 2 + dim, geometry.axes[dim], out=None)
-        whole = _spread(share, 2, geometry.axes[0], out=x[part] if share.dtype == x.dtype else None)
-        if share.dtype != x.dtype:
-            x[part] = whole
+        target = piece(x, part)
+        settle(_spread(share, 2, geometry.axes[0], out=target if share.dtype == x.dtype else None), None, target)
     return x
 
 
@@ -280,7 +280,7 @@ def _lowest(dtype: torch.dtype) -> float:
 
 def _holds_nan(t: Tensor) -> bool:
     """Whether the sum is NaN, which a NaN makes it (and infinities of both signs, too)."""
-    return t.is_floating_point() and bool(t.sum().isnan())
+    return t.is_floating_point() and math.isnan(t.sum())
 
 
 def _empty(like: Tensor, spatial: Sequence[int], format: torch.memory_format) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
-from torchconv.geometry import ConvGeometry
+from torchconv.geometry import ConvGeometry, Ints
 
 # Elements of the rows that are made at a time: 4 MiB in float32, so that they are still in the cache for the product.
 CHUNK = 1 << 20
@@ -56,6 +56,17 @@ def samples(batch: int, elements: int) -> list[slice]:
     return chunks(batch, elements, CHUNK)
 
 
+def piece(t: Tensor, part: slice, dim: int = 0) -> Tensor:
+    """This part of a dimension, a view: `t` itself if it is all of it."""
+    whole = part.start == 0 and part.stop == t.shape[dim]
+    return t if whole else t.narrow(dim, part.start, part.stop - part.start)
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t` in that type: `t` itself, without a call, if it has it."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 class Batch(NamedTuple):
     """Some samples, one dimension of which leads.
 
@@ -75,13 +86,16 @@ class Batch(NamedTuple):
 
     def of(self, t: Tensor) -> Tensor:
         """These samples of a batch `t` [N, C, *], as [N, C, lead, *]: a view."""
-        return self.lift(t[self.samples])
+        return self.lift(piece(t, self.samples))
 
     def lift(self, t: Tensor) -> Tensor:
         """These samples alone, [N, C, *], as [N, C, lead, *]: a view."""
-        if self.lead == "batch":
-            return t.transpose(0, 1).unsqueeze(0)
-        return t.unsqueeze(2) if self.lead == "unit" else t
+        if self.lead == "first":
+            return t
+        samples, channels, *spatial = t.shape
+        by_sample, by_channel, *steps = t.stride()
+        number, lead = (1, samples) if self.lead == "batch" else (samples, 1)
+        return t.as_strided((number, channels, lead, *spatial), (by_sample, by_channel, by_sample, *steps))
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,12 +143,12 @@ def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
 
     The memory is good until the next call in this thread, and may be that of `x`.
     """
-    rows = by_group(padded(x, geometry, part), geometry)
+    rows = padded(x, geometry, part)
+    rows = by_group(rows, slice(0, rows.shape[2]), geometry)
     for dim in reversed(range(1, geometry.rank)):
         rows = dense(_by_tap(rows, geometry, dim), f"rows {dim}", rows.dtype)
     samples = rows.dim() - geometry.rank  # groups, rows, other taps and channels come before them, other outputs after
-    size = (*rows.shape[:2], math.prod(rows.shape[2:samples]), math.prod(rows.shape[samples:]))
-    return _overlapping(rows.view(size), geometry, 0, 1)
+    return _overlapping(rows, math.prod(rows.shape[samples:]), geometry, 0, 1)
 
 
 def _by_tap(rows: Tensor, geometry: ConvGeometry, dim: int) -> Tensor:
@@ -159,8 +173,10 @@ def fold(rows: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
     """The adjoint of `windows`: every element of the rows is added to where it came from in `x` [N, C, *input]."""
     first = part.start * geometry.stride[0] - geometry.padding[0]
     inside = _inside(first, first + rows.shape[1], geometry.input[0])
+    if inside.start == inside.stop:  # these windows see nothing but padding
+        return
     size = (*rows.shape[:2], *geometry.kernel[1:], x.shape[1] // geometry.groups, x.shape[0], *geometry.output[1:])
-    rows = rows.view(size)[:, inside.start - first : inside.stop - first]
+    rows = piece(rows.view(size), slice(inside.start - first, inside.stop - first), 1)
     for dim in range(1, geometry.rank):
         axis = rows.dim() - 1 + dim - geometry.rank  # of one tap
         if dim < geometry.rank - 1:
@@ -168,55 +184,53 @@ def fold(rows: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
             shape[axis] = geometry.input[dim]
             total = rows.new_zeros(shape)
         else:
-            total = by_group(x[:, :, inside], geometry)
-        before = (slice(None),) * axis
+            total = by_group(x, inside, geometry)
+        by_tap, before = rows.unbind(2), (slice(None),) * axis
         for tap, outputs, inputs, _ in axis_taps(geometry.axes[dim]):
-            to, of = (*before, inputs), (*before, outputs)
-            total[to].add_(rows.select(2, tap)[of])
+            where = (*before, inputs)
+            total[where].add_(piece(by_tap[tap], outputs, axis))
         rows = total
 
 
 def zero_rows(pixels: Tensor, channels: int, geometry: ConvGeometry) -> Tensor:
-    """Zeros for the rows that the windows of pixels [G, lead, O/G, P] share: [G, rows, other taps·C/G, P]."""
+    """Zeros for the rows that the windows of pixels [G, lead, O/G, P] share: [G, rows, other taps, C/G, P]."""
     number = (pixels.shape[1] - 1) * geometry.stride[0] + geometry.kernel[0]
-    taps = math.prod(geometry.kernel[1:]) * channels // geometry.groups
-    return scratch((pixels.shape[0], number, taps, pixels.shape[3]), "gradient", pixels.dtype).zero_()
+    size = (number, math.prod(geometry.kernel[1:]), channels // geometry.groups, pixels.shape[3])
+    return scratch((pixels.shape[0], *size), "gradient", pixels.dtype).zero_()
 
 
 def disjoint_windows(rows: Tensor, geometry: ConvGeometry) -> Iterator[tuple[slice, Tensor]]:
     """The windows of the rows in sets that do not overlap: which outputs of the lead, and [G, lead, K, P]."""
     step = -(-geometry.kernel[0] // geometry.stride[0])
     for first in range(min(step, (rows.shape[1] - geometry.kernel[0]) // geometry.stride[0] + 1)):
-        yield slice(first, None, step), _overlapping(rows, geometry, first, step)
+        yield slice(first, None, step), _overlapping(rows, rows.shape[-1], geometry, first, step)
 
 
-def _overlapping(rows: Tensor, geometry: ConvGeometry, first: int, step: int) -> Tensor:
-    """The windows first, first + step, … along the lead of rows [G, rows, other taps·C/G, P]: [G, lead, K, P]."""
-    groups, number, taps, columns = rows.shape
-    windows = (number - geometry.kernel[0]) // geometry.stride[0] + 1
-    row, kernel, stride = taps * columns, geometry.kernel[0], geometry.stride[0]
+def _overlapping(rows: Tensor, columns: int, geometry: ConvGeometry, first: int, step: int) -> Tensor:
+    """The windows first, first + step, … along the lead of dense rows [G, rows, *]: [G, lead, K, columns]."""
+    groups, number, *others = rows.shape
+    row, kernel, stride = math.prod(others), geometry.kernel[0], geometry.stride[0]
+    windows = (number - kernel) // stride + 1
     return rows.as_strided(
-        (groups, -(-(windows - first) // step), kernel * taps, columns),
+        (groups, -(-(windows - first) // step), kernel * row // columns, columns),
         (number * row, step * stride * row, columns, 1),
         rows.storage_offset() + first * stride * row,
     )
 
 
-def by_group(t: Tensor, geometry: ConvGeometry) -> Tensor:
-    """[N, C, lead, *] as [G, lead, C/G, N, *]: a view."""
-    samples, channels, lead, *others = t.shape
+def by_group(t: Tensor, part: slice, geometry: ConvGeometry) -> Tensor:
+    """This part of the lead of [N, C, lead, *], as [G, part, C/G, N, *]: a view."""
+    samples, channels, _, *others = t.shape
     by_sample, by_channel, by_lead, *by_others = t.stride()
     channels //= geometry.groups
-    size = (geometry.groups, lead, channels, samples, *others)
-    return t.as_strided(size, (channels * by_channel, by_lead, by_channel, by_sample, *by_others))
+    size = (geometry.groups, part.stop - part.start, channels, samples, *others)
+    stride = (channels * by_channel, by_lead, by_channel, by_sample, *by_others)
+    return t.as_strided(size, stride, t.storage_offset() + part.start * by_lead)
 
 
 def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     """What these outputs along the lead see of `x` and its padding, in the type of sums."""
-    ends = [(-p, q - p) for p, q in zip(geometry.padding, geometry.padded)]
-    start = part.start * geometry.stride[0] - geometry.padding[0]
-    extent = (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
-    ends[0] = (start, start + (part.stop - part.start - 1) * geometry.stride[0] + extent)
+    ends = _ends(geometry, part.start, part.stop)
     if geometry.padding_mode == "zeros":
         return _with_zeros(x, ends)
     for dim, ((low, high), size) in enumerate(zip(ends, geometry.input), start=2):
@@ -230,22 +244,47 @@ def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
         else:
             position = position % size
         x = x.index_select(dim, position)
-    return _with_zeros(x, [(0, size) for size in x.shape[2:]])
+    return _with_zeros(x, tuple((0, size) for size in x.shape[2:]))
 
 
-def _with_zeros(x: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
+@functools.lru_cache(maxsize=1024)
+def _ends(geometry: ConvGeometry, first: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """The span of the input that the outputs from `first` up to `stop` along the lead see, of each dimension."""
+    start = first * geometry.stride[0] - geometry.padding[0]
+    extent = (stop - first - 1) * geometry.stride[0] + (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
+    others = [(-p, q - p) for p, q in zip(geometry.padding[1:], geometry.padded[1:])]
+    return ((start, start + extent), *others)
+
+
+def _with_zeros(x: Tensor, ends: tuple[tuple[int, int], ...]) -> Tensor:
     """The part of `x` [N, C, *] between these ends of each dimension, and zeros where they lie beyond it."""
-    inner = tuple(_inside(low, high, size) for (low, high), size in zip(ends, x.shape[2:]))
-    part, size, dtype = x[last(inner)], tuple(high - low for low, high in ends), accumulation_dtype(x.dtype)
+    inner, where, size = _meeting(ends, x.shape[2:])
+    part, dtype = x[inner] if inner else x, accumulation_dtype(x.dtype)
     channels_last = x.stride(1) == 1 and x.shape[1] > 1  # changed once, and not for every tap
-    if part.shape[2:] == size and x.dtype == dtype and not channels_last:
+    if not where and x.dtype == dtype and not channels_last:
         return part
     result = scratch((*x.shape[:2], *size), "padded", dtype)
-    if part.shape[2:] != size:
-        result.zero_()
-    where = (slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, ends))
-    result[last(where)].copy_(part)
+    if where:
+        result.zero_()[where].copy_(part)
+    else:
+        result.copy_(part)
     return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _meeting(ends: tuple[tuple[int, int], ...], size: Ints) -> tuple[Any, Any, Ints]:
+    """Where a tensor of that spatial size and the span between these ends meet: an index of each, and the span's size.
+
+    An index is empty where it would be all.
+    """
+    inner = [_inside(low, high, n) for (low, high), n in zip(ends, size)]
+    where = [slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, ends)]
+    span = tuple(high - low for low, high in ends)
+    return _index(inner, size), _index(where, span), span
+
+
+def _index(parts: Sequence[slice], size: Ints) -> Any:
+    return () if all((p.start, p.stop) == (0, n) for p, n in zip(parts, size)) else last(parts)
 
 
 def _inside(low: int, high: int, size: int) -> slice:
@@ -268,7 +307,7 @@ def zero_total(x: Tensor) -> Tensor:
 def settle(total: Tensor, bias: Tensor | None, target: Tensor) -> None:
     """The sums of `zero_total(target)`, and the bias of each channel, as the values of `target`: rounded once."""
     if bias is not None:
-        total += bias.to(total.dtype).view(-1, *(1,) * (total.dim() - 2))
+        total += cast(bias, total.dtype).view(-1, *(1,) * (total.dim() - 2))
     if total.dtype != target.dtype:
         target.copy_(total)
 
@@ -293,7 +332,13 @@ def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
     kept = _memory.kept.get((name, dtype))
     if kept is None or kept.numel() < elements:
         kept = _memory.kept[name, dtype] = torch.empty(elements, dtype=dtype)
-    return kept[:elements].view(size)
+    return kept.as_strided(size, steps(tuple(size)))
+
+
+@functools.lru_cache(maxsize=1024)
+def steps(size: Ints) -> Ints:
+    """How many elements a step along each dimension of a dense tensor is."""
+    return tuple(math.prod(size[dim + 1 :]) for dim in range(len(size)))
 
 
 def dense(t: Tensor, name: str, dtype: torch.dtype) -> Tensor:
