@@ -7,17 +7,14 @@ convolution, ReLU and max pooling, and `with torchconv.override():` routes the f
 """
 
 import importlib.metadata
-import sys
 import warnings
 
-from torchconv import functional, models, nn
+from torchconv import flops, functional, models, nn
 from torchconv.backend import backend, other_kernels
 from torchconv.convert import Report, convert, fuse, revert
 from torchconv.override import override
 
-# The counter of FLOPs imports Triton, so it is not imported here; whoever does so later imports `torchconv.flops` too.
-if "torch.utils.flop_counter" in sys.modules:
-    from torchconv import flops  # noqa: F401
+flops.register_with_counter()
 
 if _message := other_kernels():
     warnings.warn(_message, stacklevel=2)

@@ -4,18 +4,51 @@ A convolution multiplies every element of its output with each tap of the kernel
 do its two gradients, which are sums of the same terms, ordered otherwise: one formula serves the three products, and
 the fused block, whose convolution is computed in full.  As torch's formulas, it counts no bias and no pooling, and
 counts padding as if it were there.
+
+The counter imports Triton, and Triton decides when it is imported whether it interprets or compiles.  So the counter is
+not imported here; whenever somebody imports it, before or after this package, it has the formulas.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 Shape = Sequence[int]
+_COUNTER = "torch.utils.flop_counter"
+
+
+def register_with_counter() -> None:
+    """Give torch's counter the formulas: now if it is there, else once it is imported."""
+    if counter := sys.modules.get(_COUNTER):
+        _register(counter)
+    else:
+        sys.meta_path.insert(0, _OnImport())
+
+
+class _OnImport(MetaPathFinder):
+    """Finds the counter as everybody does, and has it given the formulas after its own code has run."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            _register(module)
+
+        spec.loader.exec_module = execute_and_register
+        return spec
 
 
 def _of_weight(samples: int, weight: Shape, geometry: Sequence[int]) -> int:
@@ -40,8 +73,12 @@ def _block_wgrad(x: Shape, g: Shape, winner: Shape, with_bias: bool, geometry: A
     return _of_weight(x[0], out_shape[0], geometry)
 
 
-_OPERATORS = torch.ops.torchconv
-register_flop_formula([_OPERATORS.conv_fprop, _OPERATORS.conv_dgrad, _OPERATORS.block_fprop])(_conv_product)
-register_flop_formula(_OPERATORS.conv_wgrad)(_conv_wgrad)
-register_flop_formula(_OPERATORS.block_dgrad)(_block_dgrad)
-register_flop_formula(_OPERATORS.block_wgrad)(_block_wgrad)
+def _register(counter: ModuleType) -> None:
+    operators = torch.ops.torchconv
+    for formula, names in (
+        (_conv_product, ("conv_fprop", "conv_dgrad", "block_fprop")),
+        (_conv_wgrad, ("conv_wgrad",)),
+        (_block_dgrad, ("block_dgrad",)),
+        (_block_wgrad, ("block_wgrad",)),
+    ):
+        counter.register_flop_formula([getattr(operators, name) for name in names])(formula)
