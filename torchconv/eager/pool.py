@@ -254,19 +254,21 @@ def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
 
 def _winners(offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor | None]:
     """`winner_index`; and [*output] whether a window holds any input, else its winner is position 0; None if all do."""
-    starts, full = known_starts(geometry)
+    dtype = _narrow_dtype(geometry)
+    starts, full = known_starts(geometry, dtype)
     index = _scratch(tuple(offset.shape), "index", torch.int64, format)
-    index.copy_(_behind_start(offset.to(_narrow_dtype(geometry)), geometry)).add_(starts)
+    index.copy_(_behind_start(cast(offset, dtype), geometry) + starts)
     return (index, None) if full is None else (index.mul_(full), full)
 
 
 def _narrow_dtype(geometry: PoolGeometry) -> torch.dtype:
-    """A type that holds what `_behind_start` computes of a window: half the bytes take half the time."""
+    """A type that holds the winners, and what they are computed from: half the bytes take half the time."""
+    pixels = math.prod(geometry.input)
     steps = [d * math.prod(geometry.input[dim:]) for dim, d in enumerate(geometry.dilation, start=1)]
     span = sum((k - 1) * step for k, step in zip(geometry.kernel, steps))
-    if max(span, *steps) < 2**15 and geometry.taps <= 120:  # `_quotient` computes up to 2·taps² + taps
+    if max(pixels, span, *steps) < 2**15 and geometry.taps <= 120:  # `_quotient` computes up to 2·taps² + taps
         return torch.int16
-    return torch.int32 if math.prod(geometry.input) < 2**31 else torch.int64
+    return torch.int32 if pixels < 2**31 else torch.int64
 
 
 def _divide(total: Tensor, geometry: AvgGeometry, out: Tensor) -> Tensor:

@@ -91,13 +91,13 @@ def first_taps(geometry: PoolGeometry) -> Tensor:
 
 
 @functools.lru_cache(maxsize=_TENSORS)
-def known_starts(geometry: PoolGeometry) -> tuple[Tensor, Tensor | None]:
-    """`window_starts`, and [*output] whether a window holds any input; None if all do."""
+def known_starts(geometry: PoolGeometry, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """`window_starts` in that type, and [*output] whether a window holds any input; None if all do."""
     full = torch.ones((), dtype=torch.bool)
     for axis in geometry.axes:
         column = [axis.taps_between(o, 0, axis.input) > 0 for o in range(axis.output)]
         full = full.unsqueeze(-1) & torch.tensor(column, dtype=torch.bool)
-    return window_starts(geometry, torch.device("cpu")), None if full.all() else full
+    return window_starts(geometry, torch.device("cpu")).to(dtype), None if full.all() else full
 
 
 def window_starts(geometry: PoolGeometry, device: torch.device) -> Tensor:
