@@ -56,8 +56,34 @@ def of_numbers(cls: type[Geometry], numbers: Sequence[int]) -> Geometry:
     return cls(*map(read, kinds))
 
 
+class _Windows:
+    """What follows from the sizes that a convolution's and a pooling's geometry have in common."""
+
+    input: Ints
+    output: Ints
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    adaptive: bool
+
+    @property
+    def rank(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def axes(self) -> list[Axis]:
+        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
+        return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
+
+    @property
+    def padded(self) -> Ints:
+        """The span of the lower padding, the input and all windows, which may reach beyond the input."""
+        return tuple(axis.padded for axis in self.axes)
+
+
 @dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(_Windows):
     """How a convolution's sizes fit together; shared by fprop, dgrad and wgrad.
 
     Attributes:
@@ -78,20 +104,7 @@ class ConvGeometry:
     dilation: Ints
     groups: int
     padding_mode: str = "zeros"
-
-    @property
-    def rank(self) -> int:
-        return len(self.kernel)
-
-    @property
-    def padded(self) -> Ints:
-        """The span of the lower padding, the input and all windows, which may reach beyond the input."""
-        return tuple(axis.padded for axis in self.axes)
-
-    @property
-    def axes(self) -> list[Axis]:
-        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
-        return [Axis(i, o, k, s, p, d, False) for i, o, k, s, p, d in sizes]
+    adaptive = False  # no field
 
     def of_padded(self) -> ConvGeometry:
         """The same convolution of an input that has been padded already."""
@@ -256,7 +269,7 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PoolGeometry:
+class PoolGeometry(_Windows):
     """How a pooling's sizes fit together.
 
     Attributes:
@@ -274,23 +287,9 @@ class PoolGeometry:
     adaptive: bool
 
     @property
-    def rank(self) -> int:
-        return len(self.kernel)
-
-    @property
     def taps(self) -> int:
         """Number of elements of a window, of the largest if they differ."""
         return math.prod(self.kernel)
-
-    @property
-    def axes(self) -> list[Axis]:
-        sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
-        return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
-
-    @property
-    def padded(self) -> Ints:
-        """The span of the lower padding, the input and all windows that stand at regular steps."""
-        return tuple(axis.padded for axis in self.axes)
 
     @staticmethod
     @remembered
