@@ -27,7 +27,7 @@ from support import (
 from torch import Tensor
 
 from torchconv import functional
-from torchconv.eager import windows
+from torchconv.eager import pool, windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -486,7 +486,7 @@ def test_signature(name):
 def test_inference_before_training():
     """What an inference call leaves behind, a training call uses."""
     x, w = torch.randn(2, 3, 7, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    windows._memory.kept.clear()
+    windows.memory.idle.clear()
     with torch.inference_mode():
         functional.conv2d(x, w)
     leaf_w = leaf(w)
@@ -495,6 +495,27 @@ def test_inference_before_training():
     expected, gradients = reference("conv2d", {"input": x, "weight": w})
     assert_close(y, expected, 27)
     assert_close(gradient, gradients["weight"], 50)
+
+
+@pytest.mark.parametrize("function", ["conv2d", "max_pool2d"])
+def test_operators_inside_an_operator_do_not_share_it(function, monkeypatch):
+    """Python may run anything between two lines, such as a signal's handler: here, between any two pieces of memory."""
+    rest = {"conv2d": (torch.randn(4, 3, 3, 3),), "max_pool2d": (3, 2, 1)}[function]
+    x, other = torch.randn(2, 2, 3, 9, 9)
+    call, plain = getattr(functional, function), windows.scratch
+    expected, depth = call(x, *rest), []
+
+    def interrupted(*args):
+        memory = plain(*args)
+        if not depth:
+            depth.append(memory)
+            call(other, *rest)
+            depth.clear()
+        return memory
+
+    for module in (windows, pool):
+        monkeypatch.setattr(module, "scratch", interrupted)
+    assert torch.equal(call(x, *rest), expected)
 
 
 def test_threads_do_not_share_it():

@@ -2,8 +2,9 @@
 
 An operator is four things: a schema, a shape function for tracing, an implementation in plain tensor algebra
 (`torchconv.eager`, for CPU tensors) and one in Triton (`triton_kernels`, for GPU tensors, and for CPU tensors under
-`torchconv.backend("triton")`).  The last three take the same arguments: the tensors, the geometry, and the memory
-format of the result, which is channels_last if one of the floating tensors is, else contiguous.
+`torchconv.backend("triton")`; those that only index have the algebra there too).  The last three take the same
+arguments: the tensors, the geometry, and the memory format of the result, which is channels_last if one of the leading
+tensors is, else contiguous.
 
 Operators know nothing of derivatives; `torchconv.autograd` does.
 """
@@ -22,6 +23,7 @@ from torchconv.eager import block as eager_block
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager_pool
+from torchconv.eager.windows import memory
 from torchconv.geometry import (
     AvgGeometry,
     BlockGeometry,
@@ -74,7 +76,7 @@ def _operator(
 
     def on_cpu(*args: Any) -> Any:
         run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
-        with _BelowAutograd():
+        with _BelowAutograd(), memory:
             return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     overload = getattr(torch.ops.torchconv, name).default

@@ -313,15 +313,29 @@ def settle(total: Tensor, bias: Tensor | None, target: Tensor) -> None:
 
 
 class _Memory(threading.local):
+    """Scratch memory of a thread, for one operator after the other: `with memory:` it has some that no other one uses.
+
+    Python may run anything between two lines of an operator, a signal's handler or the finaliser of some object, and
+    that may convolve as well.
+    """
+
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.idle: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.used: list[dict[tuple[str, torch.dtype], Tensor]] = [{}]  # that of the innermost operator last
+
+    def __enter__(self) -> None:
+        kept, self.idle = self.idle, {}
+        self.used.append(kept)
+
+    def __exit__(self, *error: object) -> None:
+        self.idle = self.used.pop()
 
 
-_memory = _Memory()
+memory = _Memory()
 
 
 def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory, the same at every call of a thread, unless it is too little.
+    """Uninitialised memory, the same at every operator that a thread runs, unless it is too little.
 
     What is given back to the C library in one step of a training, it gives back to the system, and the next step has
     to ask for it page by page: that took a tenth of LeNet's.
@@ -329,9 +343,10 @@ def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
     elements = math.prod(size)
     if elements > _KEPT:
         return torch.empty(size, dtype=dtype)
-    kept = _memory.kept.get((name, dtype))
+    used = memory.used[-1]
+    kept = used.get((name, dtype))
     if kept is None or kept.numel() < elements:
-        kept = _memory.kept[name, dtype] = torch.empty(elements, dtype=dtype)
+        kept = used[name, dtype] = torch.empty(elements, dtype=dtype)
     return kept.as_strided(size, steps(tuple(size)))
 
 
