@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -17,12 +19,12 @@ from triton_kernels.launch import (
     all_registers,
     dot_precision,
     empty,
+    grid,
     is_channels_last,
     laid_out,
     lifted,
     needs_int64,
     on_device_of,
-    product,
     three,
 )
 from triton_kernels.tiles import grouped, split_pixel, split_tap, store_pixels
@@ -141,18 +143,17 @@ def block_fprop(
     if y.numel() == 0:
         return y, winner
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
-    taps = triton.next_power_of_2(product(geometry.pool))
+    taps = triton.next_power_of_2(math.prod(geometry.pool))
     precision = dot_precision(x)
     wide = needs_int64(x, w, y, slack=max(taps, configs.MOST_ROWS) * y.shape[1])
     x = x.contiguous(memory_format=memory_format)
     bias = bias if bias is None else bias.contiguous()
 
     def launch(tile: configs.Tile) -> None:
-        flat = configs.flattened(tile, channels, product(geometry.kernel))
+        flat = configs.flattened(tile, channels, math.prod(geometry.kernel))
         rows = max(tile.m, taps)
-        windows = triton.cdiv(x.shape[0] * product(pooled), rows // taps)
-        grid = (windows * triton.cdiv(outputs, tile.n), geometry.groups)
-        block_fprop_kernel[grid](
+        windows = triton.cdiv(x.shape[0] * math.prod(pooled), rows // taps)
+        block_fprop_kernel[grid(windows * triton.cdiv(outputs, tile.n), geometry.groups)](
             x,
             laid_out(w, flat, memory_format),
             bias,
@@ -181,7 +182,7 @@ def block_fprop(
 
     with on_device_of(x):
         tiles = configs.product_tiles(x.dtype, precision, wide)
-        pixels, kernel = product(pooled) * taps, product(geometry.kernel)
+        pixels, kernel = math.prod(pooled) * taps, math.prod(geometry.kernel)
         default = configs.product_tile(tiles, x.shape[0], pixels, outputs, geometry.groups, channels, kernel)
         details = {"pool": geometry.pool, "format": memory_format}
         tuned("block_fprop", x, w.shape, geometry, tiles, default, launch, wide, **details)

@@ -1,8 +1,8 @@
 """The tiles that the convolution kernels can be launched with, and the choice among them.
 
 A tile says how many rows, columns and reduction elements of a kernel's matrix product one program holds, and how many
-warps and pipeline stages it runs with.  The choice looks at the shape alone, the batch rounded to a power of two: no
-timing, and nothing that depends on the device, so equal layers run equal kernels.
+warps and pipeline stages it runs with.  The choice looks at the shape, the batch rounded to a power of two, and at the
+type and what the vendor's matrix instructions are: no timing, so equal layers run equal kernels.
 """
 
 from __future__ import annotations
@@ -155,10 +155,11 @@ def _least_columns(version: str, hip: str | None) -> int:
 def flattened(tile: Tile, channels: int, taps: int) -> bool:
     """Whether a reduction over (channel, tap) walks both as one index, and not tap by tap in blocks of channels.
 
-    It does where that spares an eighth of the steps, for its addresses take more instructions.
+    It does where that spares an eighth of the steps, for its addresses take more instructions; and with four warps
+    alone, for with eight such loops have been compiled wrongly.
     """
     steps = -(-channels * taps // tile.k)
-    return tile.m <= FLAT_ROWS and 8 * steps <= 7 * taps * -(-channels // tile.k)
+    return tile.m <= FLAT_ROWS and tile.warps <= 4 and 8 * steps <= 7 * taps * -(-channels // tile.k)
 
 
 def depth(tile: Tile, channels: int, taps: int) -> int:
@@ -213,7 +214,8 @@ def _rounded(samples: int) -> int:
 def split(pixels: int, rows: int, columns: int, groups: int, tile: Tile = SQUARE) -> tuple[int, int]:
     """In how many splits, and of how many pixels each, a wgrad sums that runs with `tile` if nothing else is known.
 
-    A function of the shape alone, as is the tile.  Eight warps count as two programs of four.
+    A function of the shape, the type and the GPU's vendor, as is that tile; never of what was measured.  Eight warps
+    count as two programs of four.
     """
     tiles = max(1, -(-rows // tile.m) * -(-columns // tile.n) * groups)
     most = max(1, min(SPLIT_PROGRAMS * 4 // (tiles * tile.warps), pixels // SPLIT_LENGTH))

@@ -21,7 +21,6 @@ from triton_kernels.launch import (
     lifted,
     needs_int64,
     on_device_of,
-    product,
     three,
     warps,
 )
@@ -44,7 +43,7 @@ _OUTPUTS, _TAPS = 16, 64
 def is_depthwise(w: Tensor, geometry: ConvGeometry) -> bool:
     """Whether the kernels of this file are to compute a convolution with weight `w`."""
     outputs = w.shape[0] // geometry.groups
-    return geometry.groups > 1 and w.shape[1] == 1 and outputs < _OUTPUTS and product(geometry.kernel) <= _TAPS
+    return geometry.groups > 1 and w.shape[1] == 1 and outputs < _OUTPUTS and math.prod(geometry.kernel) <= _TAPS
 
 
 # A tile has BK pixels of BN channels, [BK, BN] in channels_last and [BN, BK] in contiguous tensors: what lies side by
@@ -324,7 +323,7 @@ def walk_length(pixels: int, tiles: int, size: Sequence[int], reach: Sequence[in
 def needs_wide_walks(x: Tensor, y: Tensor, pixels: int, length: int) -> bool:
     """`needs_int64` of walks, the last of which may go on for `length` pixels after the last sample, `pixels` each."""
     samples = length // pixels + 1
-    return any(needs_int64(t, slack=samples * product(t.shape[1:])) for t in (x, y))
+    return any(needs_int64(t, slack=samples * math.prod(t.shape[1:])) for t in (x, y))
 
 
 def _walk(
@@ -345,9 +344,9 @@ def _walk(
         return
     samples, channels, *size = result.shape
     width = tile_channels(channels, result.dtype, memory_format)
-    tiles, pixels = triton.cdiv(channels, width), samples * product(size)
+    tiles, pixels = triton.cdiv(channels, width), samples * math.prod(size)
     length = walk_length(pixels, tiles, size, reach)
-    wide = needs_wide_walks(source, result, product(size), length)
+    wide = needs_wide_walks(source, result, math.prod(size), length)
     unrolled = geometry.kernel[-1] <= _UNROLLED and arguments["OUTPUTS"] == 1 and not wide
     with on_device_of(result):
         kernel[(tiles * triton.cdiv(pixels, length),)](
@@ -435,7 +434,7 @@ def depthwise_wgrad(
 ) -> None:
     """w̄ [O, 1, *kernel], and b̄ if it has elements, of x [N, C, *input] and g [N, O, *output], groups = C."""
     channels, outputs = g.shape[1], g.shape[1] // geometry.groups
-    size, taps = product(geometry.output), product(geometry.kernel) + (bias.numel() > 0)
+    size, taps = math.prod(geometry.output), math.prod(geometry.kernel) + (bias.numel() > 0)
     width = tile_channels(channels, g.dtype, memory_format)
     tiles = triton.cdiv(channels, width)
     # 16 bytes of each thread, but of contiguous tensors, which are loaded by elements, not more than four.

@@ -18,12 +18,12 @@ from triton_kernels.launch import (
     all_registers,
     dot_precision,
     empty,
+    grid,
     is_channels_last,
     laid_out,
     lifted,
     needs_int64,
     on_device_of,
-    product,
     three,
 )
 from triton_kernels.tiles import (
@@ -208,11 +208,11 @@ def launch_dgrad(
     arguments = lifted(geometry)
     strides, dilations = arguments["STRIDE"], arguments["DILATION"]
     sizes = (arguments["ID"], arguments["IH"], arguments["IW"])
-    class_pixels = product(triton.cdiv(size, s) for size, s in zip(sizes, strides))
+    class_pixels = math.prod(triton.cdiv(size, s) for size, s in zip(sizes, strides))
     precision = dot_precision(g)
-    wide = needs_int64(g, w, x, slack=configs.MOST_ROWS * product(strides) * x.shape[1])
+    wide = needs_int64(g, w, x, slack=configs.MOST_ROWS * math.prod(strides) * x.shape[1])
     # Taps that reach a class, one with another.
-    class_taps = triton.cdiv(product(geometry.kernel), product(strides))
+    class_taps = triton.cdiv(math.prod(geometry.kernel), math.prod(strides))
     g = g.contiguous(memory_format=memory_format)
     winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
     bias = bias if bias is None else bias.contiguous()
@@ -220,8 +220,8 @@ def launch_dgrad(
     def launch(tile: configs.Tile) -> None:
         flat = configs.flattened(tile, outputs, class_taps)
         row_tiles = triton.cdiv(g.shape[0] * class_pixels, tile.m)
-        grid = (product(strides) * row_tiles * triton.cdiv(channels, tile.n), geometry.groups)
-        conv_dgrad_kernel[grid](
+        programs = math.prod(strides) * row_tiles * triton.cdiv(channels, tile.n)
+        conv_dgrad_kernel[grid(programs, geometry.groups)](
             g,
             winner,
             laid_out(w, flat, memory_format),
@@ -249,7 +249,7 @@ def launch_dgrad(
 
     with on_device_of(g):
         tiles = configs.product_tiles(g.dtype, precision, wide)
-        pixels = class_pixels * product(strides)
+        pixels = class_pixels * math.prod(strides)
         default = configs.product_tile(tiles, g.shape[0], pixels, channels, geometry.groups, outputs, class_taps)
         details = {"pool": pool, "format": memory_format}
         tuned("conv_dgrad", g, w.shape, geometry, tiles, default, launch, wide, **details)

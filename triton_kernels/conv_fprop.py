@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -15,12 +17,12 @@ from triton_kernels.launch import (
     all_registers,
     dot_precision,
     empty,
+    grid,
     is_channels_last,
     laid_out,
     lifted,
     needs_int64,
     on_device_of,
-    product,
 )
 from triton_kernels.tiles import (
     advance,
@@ -209,7 +211,7 @@ def conv_fprop(
         depthwise_fprop(x, w, bias, y, geometry, memory_format)
         return y
     channels, outputs = w.shape[1], w.shape[0] // geometry.groups
-    taps, pixels = product(geometry.kernel), product(geometry.output)
+    taps, pixels = math.prod(geometry.kernel), math.prod(geometry.output)
     precision = dot_precision(x)
     wide = needs_int64(x, w, y, slack=configs.MOST_ROWS * y.shape[1])
     x = x.contiguous(memory_format=memory_format)
@@ -217,8 +219,8 @@ def conv_fprop(
 
     def launch(tile: configs.Tile) -> None:
         flat = configs.flattened(tile, channels, taps)
-        grid = (triton.cdiv(x.shape[0] * pixels, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups)
-        conv_fprop_kernel[grid](
+        programs = triton.cdiv(x.shape[0] * pixels, tile.m) * triton.cdiv(outputs, tile.n)
+        conv_fprop_kernel[grid(programs, geometry.groups)](
             x,
             laid_out(w, flat, memory_format),
             bias,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +18,11 @@ from triton_kernels.launch import (
     all_registers,
     dot_precision,
     empty,
+    grid,
     is_channels_last,
     lifted,
     needs_int64,
     on_device_of,
-    product,
     three,
 )
 from triton_kernels.splits import add_splits, partial_sums
@@ -169,9 +170,10 @@ def launch_wgrad(
     if is_depthwise(w, geometry):
         depthwise_wgrad(x, g, winner, w, bias, geometry, pool, memory_format)
         return w, bias
-    pixels, rows, precision = product(geometry.output), channels * product(geometry.kernel), dot_precision(g)
+    pixels, rows, precision = math.prod(geometry.output), channels * math.prod(geometry.kernel), dot_precision(g)
     # The last step of a split may reach some samples beyond the end.
-    wide = needs_int64(x, g, slack=configs.SPLIT_UNIT * max(product(x.shape[1:]), product(g.shape[1:])))
+    slack = configs.SPLIT_UNIT * max(math.prod(x.shape[1:]), math.prod(g.shape[1:]))
+    wide = needs_int64(w) or needs_int64(x, g, slack=slack)
     tiles = configs.gradient_tiles(g.dtype, precision, wide)
     default = configs.gradient_tile(tiles, g.shape[0], pixels, rows, outputs, geometry.groups)
     splits, length = configs.split(g.shape[0] * pixels, rows, outputs, geometry.groups, default)
@@ -182,7 +184,8 @@ def launch_wgrad(
     winner = winner if winner is None else winner.contiguous(memory_format=memory_format)
 
     def launch(tile: configs.Tile) -> None:
-        conv_wgrad_kernel[triton.cdiv(rows, tile.m) * triton.cdiv(outputs, tile.n), geometry.groups, splits](
+        programs = triton.cdiv(rows, tile.m) * triton.cdiv(outputs, tile.n)
+        conv_wgrad_kernel[grid(programs, geometry.groups, splits)](
             x,
             g,
             winner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -86,7 +86,7 @@ def sizes(geometry: Geometry | FractionalGeometry) -> dict[str, int]:
     Raises:
         ValueError: a sample has so many pixels that kernels, which go a tile further, cannot count them in 32 bits.
     """
-    if max(product(geometry.input), product(geometry.output)) > 2**31 - 2**16:
+    if max(math.prod(geometry.input), math.prod(geometry.output)) > 2**31 - 2**16:
         raise ValueError(
             f"a channel may have at most 2^31 - 2^16 pixels, got {[*geometry.input]} to {[*geometry.output]}"
         )
@@ -190,8 +190,15 @@ def needs_int64(*tensors: Tensor, slack: int = 0) -> bool:
     return any(t.numel() + slack >= 2**31 for t in tensors)
 
 
-def product(values: Iterable[int]) -> int:
-    return math.prod(values)
+def grid(programs: int, groups: int, splits: int = 1) -> tuple[int, int, int]:
+    """The grid of a product: so many programs for each group and split.
+
+    Raises:
+        ValueError: there are more groups than a GPU has programs along the second dimension.
+    """
+    if groups > 65535:
+        raise ValueError(f"a convolution may have at most 65535 groups on a GPU, but got {groups}")
+    return programs, groups, splits
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.launch import PoolGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover, product
+from triton_kernels.launch import PoolGeometry, accumulator, elementwise, empty, pool_arguments, pool_cover
 from triton_kernels.tiles import channel_offset, pool_pixel, program_block, split_element, split_tap, window_over
 
 
@@ -152,7 +154,7 @@ def max_pool(x: Tensor, geometry: PoolGeometry, memory_format: torch.memory_form
     """y [N, C, *output] of x [N, C, *input], and the winners' taps: uint8 for windows of up to 256, else int32."""
     size = (*x.shape[:2], *geometry.output)
     y = empty(x, size, memory_format, x.dtype)
-    offset = empty(x, size, memory_format, torch.uint8 if product(geometry.kernel) <= 256 else torch.int32)
+    offset = empty(x, size, memory_format, torch.uint8 if math.prod(geometry.kernel) <= 256 else torch.int32)
     lowest = -float("inf") if x.is_floating_point() else torch.iinfo(x.dtype).min
     elementwise(
         max_pool_kernel,

@@ -99,10 +99,7 @@ def wgrad(
 
 def multiply(matrix: Tensor, columns: Tensor, out: Tensor) -> None:
     """out [G, lead, M, *] = matrix [G, M, K] · columns [G, lead, K, P], for each group and each output of the lead."""
-    out = out.view(*out.shape[:2], -1, columns.shape[3])
-    for group in range(matrix.shape[0]):
-        left, right = matrix[group], columns[group]
-        product(left.expand(right.shape[0], *left.shape), right, out[group])
+    product(matrix, columns, out.view(*out.shape[:2], -1, columns.shape[3]))
 
 
 def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
@@ -119,9 +116,7 @@ def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometr
         return
     rows = zero_rows(pixels, x.shape[1], geometry)
     for outputs, columns in disjoint_windows(rows, geometry):
-        for group in range(matrix.shape[0]):
-            left, right = matrix[group], pixels[group, outputs]
-            add_product(left.expand(right.shape[0], *left.shape), right, columns[group])
+        add_product(matrix, pixels[:, outputs], columns)
     fold(rows, x, geometry, part)
 
 
@@ -143,15 +138,12 @@ def add_correlation(pixels: Tensor, columns: Tensor, out: Tensor) -> None:
         strides = (columns.stride(0), number * columns.stride(1), *columns.stride()[2:])
         together = pixels[:, :whole].reshape(groups, size[1], number * outputs, size[3])
         sums = out.new_zeros(groups, number * outputs, size[2])
-        windows = columns.as_strided(size, strides).mT
-        for group in range(groups):
-            add_sum_of_products(together[group], windows[group], sums[group])
+        add_sum_of_products(together, columns.as_strided(size, strides).mT, sums)
         own = (number * outputs * size[2], outputs * size[2] + step, size[2], 1)
         out += sums.as_strided((groups, number, outputs, taps), own).sum(1)
         pixels, columns = pixels[:, whole:], columns[:, whole:]
     if number == 1 or whole < lead:
-        for group in range(groups):
-            add_sum_of_products(pixels[group], columns[group].mT, out[group])
+        add_sum_of_products(pixels, columns.mT, out)
 
 
 def to_pixels(g: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:

@@ -1,6 +1,11 @@
-"""Batches of matrix products: what the convolutions are made of."""
+"""Batches of matrix products: what the convolutions are made of.
+
+A batch has two dimensions, groups and places.  torch takes one at a time, so one of them is a loop: the shorter.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,30 +21,50 @@ _WORTHWHILE = 1 << 19
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out[i] = a[i] @ b[i], of a [B, M, K] and b [B, K, N]."""
-    if _by_onednn(a, b):
-        for left, right, result in zip(a, b, out):
-            result.copy_(_onednn(left, right))
-    else:
-        torch.bmm(a, b, out=out)
+    """out[g, l] = a[g] @ b[g, l], of a [G, M, K] and b [G, L, K, N]."""
+    for left, right, result in _batches(_at_all_places(a, b), b, out):
+        if _by_onednn(left, right):
+            for one, other, to in zip(left, right, result):
+                to.copy_(_onednn(one, other))
+        else:
+            torch.bmm(left, right, out=result)
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out[i] += a[i] @ b[i]."""
-    if _by_onednn(a, b):
-        for left, right, result in zip(a, b, out):
-            result += _onednn(left, right)
-    else:
-        out.baddbmm_(a, b)
+    """out[g, l] += a[g] @ b[g, l]."""
+    for left, right, result in _batches(_at_all_places(a, b), b, out):
+        if _by_onednn(left, right):
+            for one, other, to in zip(left, right, result):
+                to += _onednn(one, other)
+        else:
+            result.baddbmm_(left, right)
 
 
 def add_sum_of_products(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out += Σ_i a[i] @ b[i], in this order."""
-    if _by_onednn(a, b):
-        for left, right in zip(a, b):
-            out += _onednn(left, right)
-    else:
-        out.addbmm_(a, b)
+    """out[g] += Σ_l a[g, l] @ b[g, l], in this order."""
+    by_group = a.shape[0] <= a.shape[1]
+    for number, (left, right) in enumerate(_batches(a, b)):
+        result = out[number] if by_group else out
+        if _by_onednn(left, right):
+            for i, (one, other) in enumerate(zip(left, right)):
+                (result if by_group else result[i]).add_(_onednn(one, other))
+        elif by_group:
+            result.addbmm_(left, right)
+        else:
+            result.baddbmm_(left, right)
+
+
+def _at_all_places(a: Tensor, b: Tensor) -> Tensor:
+    """[G, M, K] as [G, L, M, K]: a view."""
+    return a.unsqueeze(1).expand(-1, b.shape[1], -1, -1)
+
+
+def _batches(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Tensors [G, L, *] as batches [L, *], one for each group, or if places are fewer, [G, *] for each of these."""
+    groups, places = tensors[0].shape[:2]
+    dim = 0 if groups <= places else 1
+    for number in range(min(groups, places)):
+        yield [t.select(dim, number) for t in tensors]
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
