@@ -121,6 +121,25 @@ def test_only_what_is_asked_for(needed):
         assert twin.shape == t.shape
 
 
+@pytest.mark.parametrize("needed", [(True, False), (False, True)])
+@pytest.mark.parametrize("gradient", ["input", "weight"])
+def test_only_what_is_asked_for_of_a_gradient(gradient, needed):
+    """A product by linearity: what leads to one factor does not compute what would lead to the other."""
+    x, w, bias = operands((2, 2, 6, 6), (3, 2, 3, 3))
+    g = torch.randn(2, 3, 2, 2, dtype=x.dtype)
+    first, second = (t.requires_grad_(need) for t, need in zip((g, w) if gradient == "input" else (x, g), needed))
+    x, w = leaf(x.detach()), leaf(w.detach())
+    y = conv_relu_max_pool2d(first if gradient == "weight" else x, second if gradient == "input" else w, bias)
+    of, g = (x, first) if gradient == "input" else (w, second)
+    [result] = torch.autograd.grad(y, of, g, create_graph=True)
+    with Recorder() as recorder:
+        torch.autograd.grad(result.sum(), first if needed[0] else second)
+    by_gradient = ["conv_fprop", "max_pool_gather"]  # the gradient of the output is linear in the other two
+    by_factor = ["max_pool_scatter", "conv_wgrad" if gradient == "input" else "conv_dgrad"]
+    asked_of_gradient = needed[0] if gradient == "input" else needed[1]
+    assert recorder.ours == (by_gradient if asked_of_gradient else by_factor)
+
+
 def test_keeps_a_byte_per_output():
     """Backward keeps the input, the weight, and one byte for each pooled element."""
     kept = []

@@ -71,7 +71,8 @@ def interpreted_kernels() -> ModuleType:
         package = kernels()
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"backend 'triton' needs Triton, but importing {error.name!r} failed: install it with 'pip install triton'"
+            f"backend 'triton' needs Triton and numpy, but importing {error.name!r} failed: "
+            f"install it with 'pip install {error.name}'"
         ) from error
     if not package.INTERPRETED:
         raise RuntimeError(

@@ -10,7 +10,6 @@ from triton_kernels.block import block_dgrad, block_fprop, block_wgrad
 from triton_kernels.conv_dgrad import conv_dgrad
 from triton_kernels.conv_fprop import conv_fprop
 from triton_kernels.conv_wgrad import conv_wgrad
-from triton_kernels.interpreter import repair
 from triton_kernels.launch import INTERPRETED
 from triton_kernels.pool_avg import avg_pool, avg_pool_grad
 from triton_kernels.pool_fractional import fractional_max_pool
@@ -33,4 +32,6 @@ __all__ = [
 ]
 
 if INTERPRETED:
+    from triton_kernels.interpreter import repair  # with numpy, which compiled kernels do without
+
     repair()

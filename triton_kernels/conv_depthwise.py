@@ -131,7 +131,6 @@ def tap_between(
     i,
     t,
     OUTPUTS,
-    K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     D: tl.constexpr,
@@ -203,16 +202,12 @@ def depthwise_dgrad_kernel(
         for step in range(tl.cdiv(KERNEL[0], APART[0]) * OUTPUTS):
             o = c * OUTPUTS + step % OUTPUTS
             od, kd, m_d = tap_between(
-                i_d, step // OUTPUTS, OD, KERNEL[0], STRIDE[0], PADDING[0], DILATION[0], APART[0], INVERSE[0]
+                i_d, step // OUTPUTS, OD, STRIDE[0], PADDING[0], DILATION[0], APART[0], INVERSE[0]
             )
             for th in range(tl.cdiv(KERNEL[1], APART[1])):
-                oh, kh, m_h = tap_between(
-                    i_h, th, OH, KERNEL[1], STRIDE[1], PADDING[1], DILATION[1], APART[1], INVERSE[1]
-                )
+                oh, kh, m_h = tap_between(i_h, th, OH, STRIDE[1], PADDING[1], DILATION[1], APART[1], INVERSE[1])
                 for tw in tl.range(tl.cdiv(KERNEL[2], APART[2]), loop_unroll_factor=UNROLL):
-                    ow, kw, m_w = tap_between(
-                        i_w, tw, OW, KERNEL[2], STRIDE[2], PADDING[2], DILATION[2], APART[2], INVERSE[2]
-                    )
+                    ow, kw, m_w = tap_between(i_w, tw, OW, STRIDE[2], PADDING[2], DILATION[2], APART[2], INVERSE[2])
                     m_k = (kd < KERNEL[0]) & (kh < KERNEL[1]) & (kw < KERNEL[2])
                     m_g = m & (m_d & m_h & m_w & m_k)
                     g = load_gradient(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
+from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad, sum_to_channels
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
 from torchconv.autograd.tracing import Direct, measured, traced
 from torchconv.geometry import BlockGeometry
@@ -52,7 +52,7 @@ class Block(Function):
         if need_w:
             gw, gb = block_weight_grad(x, g, winner, need_bias, ctx.geometry)
         elif need_bias:
-            gb = (g * (winner != ops.DEAD)).sum((0, *range(2, g.dim())))
+            gb = sum_to_channels(g * (winner != ops.DEAD))
         return gx, gw, gb if need_bias else None, None
 
 
@@ -66,14 +66,18 @@ class BlockInputGrad(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         g, winner, w, ctx.geometry = inputs
-        ctx.save_for_backward(g, winner, w)
+        need_g, _, need_w, _ = ctx.needs_input_grad
+        ctx.save_for_backward(g if need_w else None, winner, w if need_g else None)
         ctx.save_for_forward(g, winner, w)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
         g, winner, w = ctx.saved_tensors
-        gg = _gather(conv(h, w, None, ctx.geometry.of_conv_alone()), winner, ctx.geometry)
-        gw = conv_weight_grad(h, _scatter(g, winner, ctx.geometry), False, ctx.geometry.of_conv_alone())[0]
+        gg = gw = None
+        if ctx.needs_input_grad[0]:
+            gg = _gather(conv(h, w, None, ctx.geometry.of_conv_alone()), winner, ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            gw = conv_weight_grad(h, _scatter(g, winner, ctx.geometry), False, ctx.geometry.of_conv_alone())[0]
         return gg, None, gw, None
 
 
@@ -89,15 +93,20 @@ class BlockWeightGrad(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x, g, winner, ctx.with_bias, ctx.geometry = inputs
-        ctx.save_for_backward(x, g, winner)
+        need_x, need_g = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if need_g else None, g if need_x else None, winner)
         ctx.save_for_forward(x, g, winner)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:
         x, g, winner = ctx.saved_tensors
-        gx = conv_input_grad(_scatter(g, winner, ctx.geometry), v, None, ctx.geometry.of_conv_alone())
-        z = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry.of_conv_alone())
-        return gx, _gather(z, winner, ctx.geometry), None, None, None
+        gx = gg = None
+        if ctx.needs_input_grad[0]:
+            gx = conv_input_grad(_scatter(g, winner, ctx.geometry), v, None, ctx.geometry.of_conv_alone())
+        if ctx.needs_input_grad[1]:
+            z = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry.of_conv_alone())
+            gg = _gather(z, winner, ctx.geometry)
+        return gx, gg, None, None, None
 
 
 def _gather(z: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:

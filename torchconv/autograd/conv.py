@@ -56,7 +56,7 @@ class Conv(Function):
             # The kernel's gradient: the input correlated with g; the bias's, g summed, rides along in the same pass.
             gw, gb = conv_weight_grad(x, g, need_bias, ctx.geometry)
         elif need_bias:
-            gb = _sum_to_channels(g)
+            gb = sum_to_channels(g)
         return gx, gw, gb if need_bias else None, None
 
 
@@ -82,7 +82,7 @@ class ConvInputGrad(Function):
         need_g, need_w, need_bias, _ = ctx.needs_input_grad
         gg = conv(h, w, None, ctx.geometry) if need_g else None
         gw = conv_weight_grad(h, g, False, ctx.geometry)[0] if need_w else None
-        return gg, gw, _sum_to_channels(h) if need_bias else None, None
+        return gg, gw, sum_to_channels(h) if need_bias else None, None
 
 
 class ConvWeightGrad(Function):
@@ -121,7 +121,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.save_for_forward(first, second)
 
 
-def _sum_to_channels(t: Tensor) -> Tensor:
+def sum_to_channels(t: Tensor) -> Tensor:
     """The bias's gradient: the sum over batch and space of [N, C, *]."""
     return t.sum((0, *range(2, t.dim())))
 
@@ -183,7 +183,7 @@ class _Transforms(Direct):
             if not third:
                 return (w, second.new_empty(0)), (0, None)
             if second_dim is None:
-                return (w, _sum_to_channels(second)), (0, None)
+                return (w, sum_to_channels(second)), (0, None)
             g = second.movedim(second_dim, 0)
             return (w, g.sum((1, *range(3, g.dim())))), (0, 0)
         y = unfold(product(*folded, None, geometry))

@@ -1,6 +1,7 @@
 """Batches of matrix products: what the convolutions are made of.
 
-A batch has two dimensions, groups and places.  torch takes one at a time, so one of them is a loop: the shorter.
+A batch has two dimensions, groups and places; torch takes one at a time, so one of them is a loop.  Sums go over the
+shorter.  What is written anew goes by group, for torch multiplies into a copy what then does not lie in one piece.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _WORTHWHILE = 1 << 19
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g, l] = a[g] @ b[g, l], of a [G, M, K] and b [G, L, K, N]."""
-    for left, right, result in _batches(_at_all_places(a, b), b, out):
+    for left, right, result in _along(0, _at_all_places(a, b), b, out):
         if _by_onednn(left, right):
             for one, other, to in zip(left, right, result):
                 to.copy_(_onednn(one, other))
@@ -32,7 +33,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g, l] += a[g] @ b[g, l]."""
-    for left, right, result in _batches(_at_all_places(a, b), b, out):
+    for left, right, result in _along(_shorter(b), _at_all_places(a, b), b, out):
         if _by_onednn(left, right):
             for one, other, to in zip(left, right, result):
                 to += _onednn(one, other)
@@ -42,8 +43,8 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def add_sum_of_products(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g] += Σ_l a[g, l] @ b[g, l], in this order."""
-    by_group = a.shape[0] <= a.shape[1]
-    for number, (left, right) in enumerate(_batches(a, b)):
+    by_group = _shorter(b) == 0
+    for number, (left, right) in enumerate(_along(_shorter(b), a, b)):
         result = out[number] if by_group else out
         if _by_onednn(left, right):
             for i, (one, other) in enumerate(zip(left, right)):
@@ -59,11 +60,13 @@ def _at_all_places(a: Tensor, b: Tensor) -> Tensor:
     return a.unsqueeze(1).expand(-1, b.shape[1], -1, -1)
 
 
-def _batches(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """Tensors [G, L, *] as batches [L, *], one for each group, or if places are fewer, [G, *] for each of these."""
-    groups, places = tensors[0].shape[:2]
-    dim = 0 if groups <= places else 1
-    for number in range(min(groups, places)):
+def _shorter(b: Tensor) -> int:
+    return 0 if b.shape[0] <= b.shape[1] else 1
+
+
+def _along(dim: int, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Tensors [G, L, *] as batches in turn: along 0 [L, *] for each group, along 1 [G, *] for each place."""
+    for number in range(tensors[0].shape[dim]):
         yield [t.select(dim, number) for t in tensors]
 
 

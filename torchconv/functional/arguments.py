@@ -77,6 +77,12 @@ def check_dtype(name: str, dtype: torch.dtype, supported: tuple[torch.dtype, ...
         )
 
 
+def check_channels(name: str, x: Tensor) -> None:
+    """Of [N, C, *], torch allows N to be 0, but not C."""
+    if x.shape[1] == 0:
+        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+
+
 def check_bool(name: str, argument: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}(): argument '{argument}' must be bool, not {type(value).__name__}")

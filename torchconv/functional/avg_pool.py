@@ -48,7 +48,7 @@ def avg_pool2d(
         kernel_size: size of the window, in pixels; an int or one per dimension, as the next two.
         stride: step between windows, in pixels; by default the window's size.
         padding: zeros added on either side, at most half the window.
-        ceil_mode: keep a last window that reaches beyond the padded input, as long as it starts inside it.
+        ceil_mode: keep a last window that reaches beyond the padded input, if it starts in the input or below it.
         count_include_pad: whether the divisor counts the padding (never what lies beyond it).
         divisor_override: the divisor, instead of the number of the window's elements.
         dilation: distance between the taps of a window, in pixels; beyond torch, which has none.

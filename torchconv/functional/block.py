@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, batched, check_dtype
+from torchconv.functional.arguments import FLOATS, Size, batched, check_channels, check_dtype
 from torchconv.functional.conv import check_bias, check_factors
 from torchconv.geometry import BlockGeometry, ConvGeometry
 from torchconv.integers import as_tuple, remembered
@@ -56,8 +56,7 @@ def conv_relu_max_pool2d(
     x = batched(name, 2, input)
     geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, pool_size)
     check_bias(bias, weight, weight.shape[0])
-    if x.shape[1] == 0:
-        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    check_channels(name, x)
     y = autograd.conv_relu_max_pool(x, weight, bias, geometry)[0]
     return y if x is input else y.squeeze(0)
 

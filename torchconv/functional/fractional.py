@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchconv import autograd
-from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_input
+from torchconv.functional.arguments import FLOATS, Size, as_autocast, batched, check_channels, check_input
 from torchconv.geometry import FractionalGeometry
 from torchconv.integers import as_tuple
 
@@ -123,8 +123,7 @@ def _fractional(
                 f"input of size {list(input.shape)}, or not positive: along each dimension "
                 f"output + kernel - 1 must {'be less than' if spare else 'not exceed'} the input"
             )
-    if x.shape[1] == 0:
-        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    check_channels(name, x)
     u = torch.rand(*x.shape[:2], rank, dtype=x.dtype, device=x.device) if samples is None else samples
     if tuple(u.shape) != (*x.shape[:2], rank) or u.dtype != x.dtype or u.device != x.device:
         raise RuntimeError(

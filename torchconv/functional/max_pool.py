@@ -15,6 +15,7 @@ from torchconv.functional.arguments import (
     as_autocast,
     batched,
     check_bool,
+    check_channels,
     check_input,
 )
 from torchconv.geometry import PoolGeometry
@@ -42,7 +43,7 @@ def max_pool2d(
         stride: step between windows, in pixels; by default the window's size.
         padding: pixels added on either side, at most half the window.
         dilation: distance between the taps of a window, in pixels.
-        ceil_mode: keep a last window that reaches beyond the padded input, as long as it starts inside it.
+        ceil_mode: keep a last window that reaches beyond the padded input, if it starts in the input or below it.
         return_indices: also return the winners' positions in the flattened [H·W] input, int64.
 
     Returns:
@@ -209,8 +210,7 @@ def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: Adaptiv
     check_input(name, input, FLOATS)
     input = as_autocast(name, input)
     x = batched(name, rank, input)
-    if x.shape[1] == 0:
-        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    check_channels(name, x)
     return _pooled(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices, x is input)
 
 
