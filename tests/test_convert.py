@@ -373,3 +373,26 @@ def test_what_fuse_leaves_and_why(name):
     assert len(report.left) == 1
     assert reason in repr(report)
     assert not any(isinstance(module, nn.ConvReLUMaxPool2d) for module in model.modules())
+
+
+def test_attributes_of_any_name():
+    """A user's module may call what it keeps `function`."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.MaxPool2d(2))
+    for module in model:
+        module.function = "relu"
+    x = torch.randn(2, 3, 6, 6)
+    expected = model(x)
+    assert list(torchconv.convert(model).done) == ["0", "1"]
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("where", ["convolution", "sequence"])
+def test_fuse_leaves_what_an_instance_computes_itself(where):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    if where == "convolution":
+        model[0]._conv_forward = lambda x, w, b: torch.nn.functional.conv2d(x, w, b, padding=3)
+    else:
+        model.forward = lambda x: model[2](model[0](x))
+    report = torchconv.fuse(model)
+    assert not report.done
+    assert list(report.left) == ["0"]

@@ -180,3 +180,23 @@ def test_ensemble_of_modules():
 
     together = vmap(call, in_dims=(0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(together, torch.stack([model(x) for model in models]))
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "conv_relu_max_pool2d"])
+def test_forward_mode_at_every_level(name):
+    """Where both factors move, the product rule's terms have derivatives of their own."""
+
+    def loss(x):
+        w = x[:, :, :3, :3].tanh()
+        return getattr(torchconv.functional, name)(x, w.transpose(0, 1) if "transpose" in name else w).square().sum()
+
+    x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
+    expected = jacrev(jacrev(jacrev(loss)))(x)
+    for outer, middle, inner in ((jacfwd, jacfwd, jacfwd), (jacrev, jacfwd, jacfwd), (jacfwd, jacrev, jacfwd)):
+        torch.testing.assert_close(outer(middle(inner(loss)))(x), expected)
+
+
+def test_vmap_of_no_poolings():
+    x = torch.empty(0, 2, 3, 8, 8)
+    for pool in (torchconv.functional.max_pool2d, torchconv.functional.avg_pool2d):
+        assert vmap(lambda t, pool=pool: pool(t, 2))(x).shape == (0, 2, 3, 4, 4)

@@ -252,10 +252,10 @@ def _threes(parent: Module) -> list[tuple[str, str, str]]:
 
 def _obstacle(parent: Module, conv: Any, relu: Any, pool: Any) -> str | None:
     """Why these three cannot be a block; None if they can."""
-    if type(parent).forward is not torch.nn.Sequential.forward:
+    if type(parent).forward is not torch.nn.Sequential.forward or "forward" in vars(parent):
         return f"{type(parent).__name__} has a forward of its own"
     for module, exact in ((conv, "Conv2d"), (relu, "ReLU"), (pool, "MaxPool2d")):
-        if type(module) not in (getattr(torch.nn, exact), getattr(nn, exact)) or "forward" in vars(module):
+        if type(module) not in (getattr(torch.nn, exact), getattr(nn, exact)) or vars(module).keys() & _COMPUTING:
             return f"{type(module).__name__} is not {exact} itself"
         if any(value for key, value in vars(module).items() if key.endswith("_hooks")):
             return f"{exact} has hooks"

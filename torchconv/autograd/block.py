@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad, sum_to_channels
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
-from torchconv.autograd.tracing import Direct, measured, traced
+from torchconv.autograd.tracing import Direct, Masked, Sum, measured, traced
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -156,8 +156,9 @@ class _Block(_Transforms, Block):
         x, w, winner = ctx.saved_tensors
         tangent = conv(torch.zeros_like(x) if t_x is None else t_x, w, t_bias, ctx.geometry.of_conv_alone())
         if t_w is not None:
-            tangent = tangent + conv(x, t_w, None, ctx.geometry.of_conv_alone())
-        return _gather(tangent, winner, ctx.geometry), None
+            tangent = Sum.apply(tangent, conv(x, t_w, None, ctx.geometry.of_conv_alone()))
+        alive = winner != ops.DEAD
+        return Masked.apply(max_pool_gather(tangent, winner * alive, ctx.geometry.of_pool_alone()), alive), None
 
 
 class _BlockInputGrad(_Transforms, BlockInputGrad):
@@ -169,7 +170,7 @@ class _BlockInputGrad(_Transforms, BlockInputGrad):
     def jvp(ctx: Any, t_g: Tensor | None, t_winner: None, t_w: Tensor | None, _: None) -> Any:
         g, winner, w = ctx.saved_tensors
         tangent = block_input_grad(torch.zeros_like(g) if t_g is None else t_g, winner, w, ctx.geometry)
-        return tangent if t_w is None else tangent + block_input_grad(g, winner, t_w, ctx.geometry)
+        return tangent if t_w is None else Sum.apply(tangent, block_input_grad(g, winner, t_w, ctx.geometry))
 
 
 class _BlockWeightGrad(_Transforms, BlockWeightGrad):
@@ -184,7 +185,8 @@ class _BlockWeightGrad(_Transforms, BlockWeightGrad):
         x, g, winner = ctx.saved_tensors
         t_g = torch.zeros_like(g) if t_g is None else t_g
         w, bias = block_weight_grad(x, t_g, winner, ctx.with_bias, ctx.geometry)
-        return (w if t_x is None else w + block_weight_grad(t_x, g, winner, False, ctx.geometry)[0]), bias
+        by_x = None if t_x is None else block_weight_grad(t_x, g, winner, False, ctx.geometry)[0]
+        return (w if by_x is None else Sum.apply(w, by_x)), bias
 
 
 def conv_relu_max_pool(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:

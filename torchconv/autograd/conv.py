@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, measured, traced
+from torchconv.autograd.tracing import Direct, Sum, measured, traced
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -146,9 +146,9 @@ class _Transforms(Direct):
             )
             if t_first is None:
                 return by_second
-            return by_second[0] + product(t_first, second, False, geometry)[0], by_second[1]
+            return Sum.apply(by_second[0], product(t_first, second, False, geometry)[0]), by_second[1]
         by_first = product(torch.zeros_like(first) if t_first is None else t_first, second, t_third, geometry)
-        return by_first if t_second is None else by_first + product(first, t_second, None, geometry)
+        return by_first if t_second is None else Sum.apply(by_first, product(first, t_second, None, geometry))
 
     @classmethod
     def vmap(

@@ -135,14 +135,13 @@ class Transforms(Direct):
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """Pooling treats every sample alike: the batch is more samples."""
         size = info.batch_size
-        folded = [
-            (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
-            for t, dim in zip(args[:-1], in_dims[:-1])
+        batched = [
+            t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(args[:-1], in_dims[:-1])
         ]
-        output = cls.apply(*folded, args[-1])
+        output, both = cls.apply(*(t.flatten(0, 1) for t in batched), args[-1]), batched[0].shape[:2]
         if isinstance(output, tuple):
-            return tuple(t.unflatten(0, (size, t.shape[0] // size)) for t in output), (0,) * len(output)
-        return output.unflatten(0, (size, output.shape[0] // size)), 0
+            return tuple(t.unflatten(0, both) for t in output), (0,) * len(output)
+        return output.unflatten(0, both), 0
 
 
 class _MaxPool(Transforms, MaxPool):

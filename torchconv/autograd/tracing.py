@@ -29,6 +29,59 @@ class Direct:
         return _joined(function).apply(*args)
 
 
+class Sum(Direct, Function):
+    """a + b inside a `jvp`: of a plain operator there, torch drops the tangents of the levels around it."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g, g
+
+    @staticmethod
+    def jvp(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return Sum.apply(a, b)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+        return Sum.apply(*_batch_first(info, in_dims, args)), 0
+
+
+class Masked(Direct, Function):
+    """t · mask inside a `jvp`, likewise; the mask has no derivative."""
+
+    @staticmethod
+    def forward(t: Tensor, mask: Tensor) -> Tensor:
+        return t * mask
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return Masked.apply(g, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor, mask: None) -> Tensor:
+        return Masked.apply(t, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+        return Masked.apply(*_batch_first(info, in_dims, args)), 0
+
+
+def _batch_first(info: Any, in_dims: tuple[int | None, ...], args: tuple[Tensor, ...]) -> list[Tensor]:
+    return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(args, in_dims)]
+
+
 @functools.cache
 def _joined(cls: Any) -> Any:
     """A Function with a forward pass in one: `forward` and then `setup_context`."""

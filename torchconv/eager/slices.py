@@ -16,7 +16,8 @@ from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 
 _Index = tuple[Any, ...]
 _EVERYTHING: _Index = (slice(None), slice(None))  # all samples and channels
-# Geometries that tensors of the output's size are kept for: where every picture has a size of its own, memory is lost.
+# Geometries that tensors and lists of the output's size are kept for: memory is lost where every picture has a size of
+# its own.
 _TENSORS = 32
 
 
@@ -66,7 +67,7 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
     return single, [(dim, axis) for dim, axis in axes if axis.output != 1]
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_TENSORS)
 def window_pieces(geometry: PoolGeometry) -> list[tuple[_Index, _Index]]:
     """For each window the index of its taps inside the input, in [N, C, *output, *kernel], and of these inputs."""
     pieces = []

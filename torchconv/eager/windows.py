@@ -141,7 +141,7 @@ def is_pointwise(geometry: ConvGeometry) -> bool:
 def windows(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     """The windows of these outputs along the lead of `x` [N, C, *input]: [G, lead, kernel·C/G, N·others].
 
-    The memory is good until the next call in this thread, and may be that of `x`.
+    The memory is good until the next call in this operator, and may be that of `x`.
     """
     rows = padded(x, geometry, part)
     rows = by_group(rows, slice(0, rows.shape[2]), geometry)

@@ -12,19 +12,19 @@ from torchconv import functional
 
 
 class _MaxPool:
-    function: Callable[..., Any]
+    _computed_by: Callable[..., Any]
 
     def forward(self: Any, input: Tensor) -> Any:
-        return self.function(
+        return self._computed_by(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
 
 
 class _AvgPool:
-    function: Callable[..., Tensor]
+    _computed_by: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        return self.function(
+        return self._computed_by(
             input,
             self.kernel_size,
             self.stride,
@@ -38,7 +38,7 @@ class _AvgPool:
 class MaxPool1d(_MaxPool, torch.nn.MaxPool1d):
     """`torch.nn.MaxPool1d` on `torchconv.functional.max_pool1d`."""
 
-    function = staticmethod(functional.max_pool1d)
+    _computed_by = staticmethod(functional.max_pool1d)
 
 
 class MaxPool2d(_MaxPool, torch.nn.MaxPool2d):
@@ -49,13 +49,13 @@ class MaxPool2d(_MaxPool, torch.nn.MaxPool2d):
         torch.Size([8, 16, 16, 16])
     """
 
-    function = staticmethod(functional.max_pool2d)
+    _computed_by = staticmethod(functional.max_pool2d)
 
 
 class MaxPool3d(_MaxPool, torch.nn.MaxPool3d):
     """`torch.nn.MaxPool3d` on `torchconv.functional.max_pool3d`."""
 
-    function = staticmethod(functional.max_pool3d)
+    _computed_by = staticmethod(functional.max_pool3d)
 
 
 class AvgPool1d(torch.nn.AvgPool1d):
@@ -75,41 +75,41 @@ class AvgPool2d(_AvgPool, torch.nn.AvgPool2d):
         torch.Size([8, 16, 16, 16])
     """
 
-    function = staticmethod(functional.avg_pool2d)
+    _computed_by = staticmethod(functional.avg_pool2d)
 
 
 class AvgPool3d(_AvgPool, torch.nn.AvgPool3d):
     """`torch.nn.AvgPool3d` on `torchconv.functional.avg_pool3d`."""
 
-    function = staticmethod(functional.avg_pool3d)
+    _computed_by = staticmethod(functional.avg_pool3d)
 
 
 class _AdaptiveMaxPool:
-    function: Callable[..., Any]
+    _computed_by: Callable[..., Any]
 
     def forward(self: Any, input: Tensor) -> Any:
-        return self.function(input, self.output_size, self.return_indices)
+        return self._computed_by(input, self.output_size, self.return_indices)
 
 
 class _AdaptiveAvgPool:
-    function: Callable[..., Tensor]
+    _computed_by: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        return self.function(input, self.output_size)
+        return self._computed_by(input, self.output_size)
 
 
 class _LPPool:
-    function: Callable[..., Tensor]
+    _computed_by: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        return self.function(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
+        return self._computed_by(input, self.norm_type, self.kernel_size, self.stride, self.ceil_mode)
 
 
 class _FractionalMaxPool:
-    function: Callable[..., Any]
+    _computed_by: Callable[..., Any]
 
     def forward(self: Any, input: Tensor) -> Any:
-        return self.function(
+        return self._computed_by(
             input, self.kernel_size, self.output_size, self.output_ratio, self.return_indices, self._random_samples
         )
 
@@ -117,91 +117,91 @@ class _FractionalMaxPool:
 class _MaxUnpool:
     """What the max unpoolings share: they take the winners' positions, and may be told the output size."""
 
-    function: Callable[..., Tensor]
+    _computed_by: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor, indices: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        return self.function(input, indices, self.kernel_size, self.stride, self.padding, output_size)
+        return self._computed_by(input, indices, self.kernel_size, self.stride, self.padding, output_size)
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool1d):
     """`torch.nn.AdaptiveMaxPool1d` on `torchconv.functional.adaptive_max_pool1d`."""
 
-    function = staticmethod(functional.adaptive_max_pool1d)
+    _computed_by = staticmethod(functional.adaptive_max_pool1d)
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool2d):
     """`torch.nn.AdaptiveMaxPool2d` on `torchconv.functional.adaptive_max_pool2d`."""
 
-    function = staticmethod(functional.adaptive_max_pool2d)
+    _computed_by = staticmethod(functional.adaptive_max_pool2d)
 
 
 class AdaptiveMaxPool3d(_AdaptiveMaxPool, torch.nn.AdaptiveMaxPool3d):
     """`torch.nn.AdaptiveMaxPool3d` on `torchconv.functional.adaptive_max_pool3d`."""
 
-    function = staticmethod(functional.adaptive_max_pool3d)
+    _computed_by = staticmethod(functional.adaptive_max_pool3d)
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool1d):
     """`torch.nn.AdaptiveAvgPool1d` on `torchconv.functional.adaptive_avg_pool1d`."""
 
-    function = staticmethod(functional.adaptive_avg_pool1d)
+    _computed_by = staticmethod(functional.adaptive_avg_pool1d)
 
 
 class AdaptiveAvgPool2d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool2d):
     """`torch.nn.AdaptiveAvgPool2d` on `torchconv.functional.adaptive_avg_pool2d`."""
 
-    function = staticmethod(functional.adaptive_avg_pool2d)
+    _computed_by = staticmethod(functional.adaptive_avg_pool2d)
 
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPool, torch.nn.AdaptiveAvgPool3d):
     """`torch.nn.AdaptiveAvgPool3d` on `torchconv.functional.adaptive_avg_pool3d`."""
 
-    function = staticmethod(functional.adaptive_avg_pool3d)
+    _computed_by = staticmethod(functional.adaptive_avg_pool3d)
 
 
 class LPPool1d(_LPPool, torch.nn.LPPool1d):
     """`torch.nn.LPPool1d` on `torchconv.functional.lp_pool1d`."""
 
-    function = staticmethod(functional.lp_pool1d)
+    _computed_by = staticmethod(functional.lp_pool1d)
 
 
 class LPPool2d(_LPPool, torch.nn.LPPool2d):
     """`torch.nn.LPPool2d` on `torchconv.functional.lp_pool2d`."""
 
-    function = staticmethod(functional.lp_pool2d)
+    _computed_by = staticmethod(functional.lp_pool2d)
 
 
 class LPPool3d(_LPPool, torch.nn.LPPool3d):
     """`torch.nn.LPPool3d` on `torchconv.functional.lp_pool3d`."""
 
-    function = staticmethod(functional.lp_pool3d)
+    _computed_by = staticmethod(functional.lp_pool3d)
 
 
 class MaxUnpool1d(_MaxUnpool, torch.nn.MaxUnpool1d):
     """`torch.nn.MaxUnpool1d` on `torchconv.functional.max_unpool1d`."""
 
-    function = staticmethod(functional.max_unpool1d)
+    _computed_by = staticmethod(functional.max_unpool1d)
 
 
 class MaxUnpool2d(_MaxUnpool, torch.nn.MaxUnpool2d):
     """`torch.nn.MaxUnpool2d` on `torchconv.functional.max_unpool2d`."""
 
-    function = staticmethod(functional.max_unpool2d)
+    _computed_by = staticmethod(functional.max_unpool2d)
 
 
 class MaxUnpool3d(_MaxUnpool, torch.nn.MaxUnpool3d):
     """`torch.nn.MaxUnpool3d` on `torchconv.functional.max_unpool3d`."""
 
-    function = staticmethod(functional.max_unpool3d)
+    _computed_by = staticmethod(functional.max_unpool3d)
 
 
 class FractionalMaxPool2d(_FractionalMaxPool, torch.nn.FractionalMaxPool2d):
     """`torch.nn.FractionalMaxPool2d` on `torchconv.functional.fractional_max_pool2d`."""
 
-    function = staticmethod(functional.fractional_max_pool2d)
+    _computed_by = staticmethod(functional.fractional_max_pool2d)
 
 
 class FractionalMaxPool3d(_FractionalMaxPool, torch.nn.FractionalMaxPool3d):
     """`torch.nn.FractionalMaxPool3d` on `torchconv.functional.fractional_max_pool3d`."""
 
-    function = staticmethod(functional.fractional_max_pool3d)
+    _computed_by = staticmethod(functional.fractional_max_pool3d)
