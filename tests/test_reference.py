@@ -47,10 +47,8 @@ def run(code: str, *arguments: Path) -> str:
 
 
 def test_importing_leaves_triton_alone():
-    """Triton decides when it is imported whether it interprets.  FLOP formulas come where their counter is."""
-    assert run("import sys, torchconv; print({'triton', 'torchconv.flops'} & set(sys.modules))").strip() == "set()"
-    code = "from torch.utils.flop_counter import flop_registry as known; import torchconv; print(*known)"
-    assert "torchconv.conv_fprop" in run(code)
+    """Triton decides when it is imported whether it interprets."""
+    assert run("import sys, torchconv; print('triton' in sys.modules)").strip() == "False"
 
 
 @pytest.mark.parametrize(
