@@ -51,6 +51,19 @@ def test_importing_leaves_triton_alone():
     assert run("import sys, torchconv; print('triton' in sys.modules)").strip() == "False"
 
 
+@pytest.mark.parametrize("first", ["torchconv", "torch.utils.flop_counter"])
+def test_flops_by_order_of_imports(first):
+    """The counter has the formulas, whichever comes first."""
+    code = f"""if True:
+        import torch, {first}, torchconv
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter:
+            torchconv.functional.conv1d(torch.ones(1, 1, 4), torch.ones(1, 1, 3))
+        print(counter.get_total_flops())
+    """
+    assert int(run(code)) == 2 * 2 * 3
+
+
 @pytest.mark.parametrize(
     ("file", "source"),
     [("triton_kernels/__init__.py", "raise ImportError('of something else')"), ("triton_kernels.py", "matmul = None")],

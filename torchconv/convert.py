@@ -184,7 +184,7 @@ def _ours(module: Module) -> type | str | None:
     if base in _TORCHS:
         return None
     own = [name for name in _COMPUTING if getattr(cls, name, None) is not getattr(base, name, None)]
-    own += [name for name in _COMPUTING if name in vars(module)]
+    own += _computed_by_itself(module)
     if own:
         return f"{cls.__name__} has a {own[0]} of its own; torchconv.override() routes the functions that it calls"
     elsewhere = {t.device.type for t in module.parameters()}.difference(_DEVICES)
@@ -250,13 +250,20 @@ def _threes(parent: Module) -> list[tuple[str, str, str]]:
     return list(zip(keys, keys[1:], keys[2:]))
 
 
+def _computed_by_itself(module: Module) -> list[str]:
+    """What an instance computes otherwise than its class."""
+    return [name for name in _COMPUTING if name in vars(module)]
+
+
 def _obstacle(parent: Module, conv: Any, relu: Any, pool: Any) -> str | None:
     """Why these three cannot be a block; None if they can."""
-    if type(parent).forward is not torch.nn.Sequential.forward or "forward" in vars(parent):
+    if type(parent).forward is not torch.nn.Sequential.forward or _computed_by_itself(parent):
         return f"{type(parent).__name__} has a forward of its own"
     for module, exact in ((conv, "Conv2d"), (relu, "ReLU"), (pool, "MaxPool2d")):
-        if type(module) not in (getattr(torch.nn, exact), getattr(nn, exact)) or vars(module).keys() & _COMPUTING:
+        if type(module) not in (getattr(torch.nn, exact), getattr(nn, exact)):
             return f"{type(module).__name__} is not {exact} itself"
+        if own := _computed_by_itself(module):
+            return f"{exact} has a {own[0]} of its own"
         if any(value for key, value in vars(module).items() if key.endswith("_hooks")):
             return f"{exact} has hooks"
     if conv.padding_mode != "zeros":

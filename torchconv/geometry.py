@@ -56,8 +56,9 @@ def of_numbers(cls: type[Geometry], numbers: Sequence[int]) -> Geometry:
     return cls(*map(read, kinds))
 
 
+@dataclass(frozen=True)
 class _Windows:
-    """What follows from the sizes that a convolution's and a pooling's geometry have in common."""
+    """The sizes that a convolution's and a pooling's geometry have in common, and what follows from them."""
 
     input: Ints
     output: Ints
@@ -65,7 +66,6 @@ class _Windows:
     stride: Ints
     padding: Ints
     dilation: Ints
-    adaptive: bool
 
     @property
     def rank(self) -> int:
@@ -73,8 +73,11 @@ class _Windows:
 
     @property
     def axes(self) -> list[Axis]:
+        return self._axes(adaptive=False)
+
+    def _axes(self, adaptive: bool) -> list[Axis]:
         sizes = zip(self.input, self.output, self.kernel, self.stride, self.padding, self.dilation)
-        return [Axis(i, o, k, s, p, d, self.adaptive) for i, o, k, s, p, d in sizes]
+        return [Axis(i, o, k, s, p, d, adaptive) for i, o, k, s, p, d in sizes]
 
     @property
     def padded(self) -> Ints:
@@ -96,15 +99,8 @@ class ConvGeometry(_Windows):
             edges, 'replicate' them, 'circular').
     """
 
-    input: Ints
-    output: Ints
-    kernel: Ints
-    stride: Ints
-    padding: Ints
-    dilation: Ints
     groups: int
     padding_mode: str = "zeros"
-    adaptive = False  # no field
 
     def of_padded(self) -> ConvGeometry:
         """The same convolution of an input that has been padded already."""
@@ -278,13 +274,11 @@ class PoolGeometry(_Windows):
         adaptive: whether the windows divide the input evenly (see `Axis`) instead of standing at regular steps.
     """
 
-    input: Ints
-    output: Ints
-    kernel: Ints
-    stride: Ints
-    padding: Ints
-    dilation: Ints
     adaptive: bool
+
+    @property
+    def axes(self) -> list[Axis]:
+        return self._axes(self.adaptive)
 
     @property
     def taps(self) -> int:

@@ -112,7 +112,8 @@ class BlockWeightGrad(Function):
 def _gather(z: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
     """The winners' elements of a convolution's output, 0 for a dead window."""
     alive = winner != ops.DEAD
-    return max_pool_gather(z, winner * alive, geometry.of_pool_alone()) * alive
+    y = max_pool_gather(z, winner * alive, geometry.of_pool_alone())
+    return y * alive if traced() else Masked.apply(y, alive)
 
 
 def _scatter(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
@@ -157,8 +158,7 @@ class _Block(_Transforms, Block):
         tangent = conv(torch.zeros_like(x) if t_x is None else t_x, w, t_bias, ctx.geometry.of_conv_alone())
         if t_w is not None:
             tangent = Sum.apply(tangent, conv(x, t_w, None, ctx.geometry.of_conv_alone()))
-        alive = winner != ops.DEAD
-        return Masked.apply(max_pool_gather(tangent, winner * alive, ctx.geometry.of_pool_alone()), alive), None
+        return _gather(tangent, winner, ctx.geometry), None
 
 
 class _BlockInputGrad(_Transforms, BlockInputGrad):

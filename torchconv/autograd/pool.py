@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, measured, traced
+from torchconv.autograd.tracing import Direct, batch_first, measured, traced
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -134,10 +134,7 @@ class Transforms(Direct):
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """Pooling treats every sample alike: the batch is more samples."""
-        size = info.batch_size
-        batched = [
-            t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(args[:-1], in_dims[:-1])
-        ]
+        batched = batch_first(info, in_dims[:-1], args[:-1])
         output, both = cls.apply(*(t.flatten(0, 1) for t in batched), args[-1]), batched[0].shape[:2]
         if isinstance(output, tuple):
             return tuple(t.unflatten(0, both) for t in output), (0,) * len(output)

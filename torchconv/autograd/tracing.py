@@ -50,11 +50,11 @@ class Sum(Direct, Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-        return Sum.apply(*_batch_first(info, in_dims, args)), 0
+        return Sum.apply(*batch_first(info, in_dims, args)), 0
 
 
 class Masked(Direct, Function):
-    """t · mask inside a `jvp`, likewise; the mask has no derivative."""
+    """t · mask, likewise; the mask has no derivative."""
 
     @staticmethod
     def forward(t: Tensor, mask: Tensor) -> Tensor:
@@ -75,10 +75,11 @@ class Masked(Direct, Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-        return Masked.apply(*_batch_first(info, in_dims, args)), 0
+        return Masked.apply(*batch_first(info, in_dims, args)), 0
 
 
-def _batch_first(info: Any, in_dims: tuple[int | None, ...], args: tuple[Tensor, ...]) -> list[Tensor]:
+def batch_first(info: Any, in_dims: tuple[int | None, ...], args: tuple[Tensor, ...]) -> list[Tensor]:
+    """What `vmap` maps over as the first dimension of each, also of those that have no batch."""
     return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(args, in_dims)]
 
 

@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
-from torchconv.eager.windows import accumulation_dtype, chunks, last, padded, samples, scratch, settle, zero_total
+from torchconv.eager.windows import (
+    accumulation_dtype,
+    cast,
+    chunks,
+    last,
+    padded,
+    piece,
+    samples,
+    scratch,
+    settle,
+    zero_total,
+)
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged
 
@@ -35,11 +46,12 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     """y [N, G·M, *out] of x [N, G, *in] and w [G·M, 1, *k]."""
     y = torch.empty((x.shape[0], w.shape[0], *geometry.output), dtype=x.dtype, device=x.device, memory_format=format)
     for some in _batches(x.shape[0], geometry):
-        total = zero_total(y[some])
-        inputs, outputs = _padded(x[some], geometry), _by_channel(total, geometry)
+        target = piece(y, some)
+        total = zero_total(target)
+        inputs, outputs = _padded(piece(x, some), geometry), _by_channel(total, geometry)
         for tap, windows in _windows(geometry):
             outputs.addcmul_(inputs[windows], _weight(w, tap, geometry))
-        settle(total, bias, y[some])
+        settle(total, bias, target)
     return y
 
 
@@ -49,14 +61,15 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
         (g.shape[0], geometry.groups, *geometry.input), dtype=g.dtype, device=g.device, memory_format=format
     )
     for some in _batches(g.shape[0], geometry):
-        total = zero_total(x[some])
-        outputs = _by_channel(g[some].to(total.dtype), geometry)
+        target = piece(x, some)
+        total = zero_total(target)
+        outputs = _by_channel(cast(piece(g, some), total.dtype), geometry)
         for taps in itertools.product(*map(axis_taps, geometry.axes)):
             tap, of, to, _ = zip(*taps)
             seen, met, weights = outputs[last(of)], total[last(to)], _weight(w, tap, geometry)
             for multiple in range(outputs.shape[2]):
                 met.addcmul_(seen[:, :, multiple], weights[:, multiple])
-        settle(total, bias, x[some])
+        settle(total, bias, target)
     return x
 
 
@@ -68,7 +81,7 @@ def wgrad(
     w = g.new_zeros((geometry.groups, g.shape[1] // geometry.groups, *geometry.kernel), dtype=dtype)
     bias = w.new_zeros(g.shape[1] if with_bias else 0)
     for some in _batches(x.shape[0], geometry):
-        inputs, outputs = _padded(x[some], geometry), _by_channel(g[some].to(dtype), geometry)
+        inputs, outputs = _padded(piece(x, some), geometry), _by_channel(cast(piece(g, some), dtype), geometry)
         first, *others = chunks(outputs.shape[0], outputs[:1].numel(), _PRODUCT)
         product = scratch(outputs[first].shape, "product", dtype)
         for tap, windows in _windows(geometry):

@@ -43,8 +43,9 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def add_sum_of_products(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g] += Σ_l a[g, l] @ b[g, l], in this order."""
-    by_group = _shorter(b) == 0
-    for number, (left, right) in enumerate(_along(_shorter(b), a, b)):
+    dim = _shorter(b)
+    by_group = dim == 0
+    for number, (left, right) in enumerate(_along(dim, a, b)):
         result = out[number] if by_group else out
         if _by_onednn(left, right):
             for i, (one, other) in enumerate(zip(left, right)):
