@@ -161,6 +161,40 @@ def test_subclasses_that_leave_the_computing_to_torch():
     assert type(module) is Scaled
 
 
+def test_a_register_of_subclasses_keeps_the_users():
+    """A base that keeps its subclasses by name is not told of a class that is the user's own, converted."""
+    known = {}
+
+    class Registered(torch.nn.Conv2d):
+        def __init_subclass__(cls, *, key):
+            known[key] = cls
+
+    class Mine(Registered, key="mine"):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.MaxPool2d(2), Mine(1, 1, 3))
+    assert torchconv.convert(model).done == {"0": "MaxPool2d", "1": "Mine"}
+    assert isinstance(model[1], nn.Conv2d)
+    assert known == {"mine": Mine}
+    torchconv.revert(model)
+    assert type(model[1]) is Mine
+
+
+def test_all_modules_or_none():
+    """A class that cannot be made leaves the model as it was."""
+
+    class Sealed(type):
+        def __new__(meta, name, bases, body):
+            if any(isinstance(base, Sealed) for base in bases):
+                raise TypeError("sealed")
+            return super().__new__(meta, name, bases, body)
+
+    model = torch.nn.Sequential(torch.nn.MaxPool2d(2), Sealed("Last", (torch.nn.Conv2d,), {})(1, 1, 3))
+    with pytest.raises(TypeError, match="sealed"):
+        torchconv.convert(model)
+    assert type(model[0]) is torch.nn.MaxPool2d
+
+
 def test_what_is_left_and_why():
     class Forward(torch.nn.MaxPool2d):
         pass

@@ -266,6 +266,7 @@ def other_poolings(name: str) -> list[Bad]:
         words = ("output_size", "dim 0", "between 4 and 8")
         bad("output_size of another pooling", ValueError, *words, output_size=(9,) * rank)
         bad("output_size of too many values", ValueError, "output_size", output_size=(6,) * (rank + 3))
+        bad("padding swallows the output", ValueError, "output", "not negative", str((-2,) * rank), padding=4)
         bad("kernel_size=1.5", TypeError, "kernel_size", "1.5", kernel_size=1.5)
         bad(
             "an empty dimension",

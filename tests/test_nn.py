@@ -252,3 +252,13 @@ def test_unknown_names():
     for module in (nn, nn.functional):
         with pytest.raises(AttributeError, match="no_such_thing"):
             _ = module.no_such_thing
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_transposed_convolutions_pad_with_zeros(rank):
+    """The constructor says so, and so does the call if the attribute is changed behind it."""
+    for namespace in (torch.nn, nn):
+        module = getattr(namespace, f"ConvTranspose{rank}d")(2, 3, 3)
+        module.padding_mode = "reflect"
+        with pytest.raises(ValueError, match="zeros"):
+            module(torch.randn(1, 2, *(4,) * rank))

@@ -514,6 +514,15 @@ def test_unpool(name):
         torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("name", ["max_unpool1d", "max_unpool2d", "max_unpool3d"])
+def test_unpool_into_nothing(name):
+    """An output without pixels has no place for an index to miss."""
+    shape = (2, 3, *(1, 2, 2)[: rank_of(name)])
+    for function in (torchs(name), ours(name)):
+        y = function(torch.randn(shape), torch.ones(shape, dtype=torch.int64), 2, padding=1)
+        assert y.shape == (2, 3, *(0, 2, 2)[: rank_of(name)])
+
+
 def test_unpool_of_one_place_twice():
     """The last window's value stays, on every device and every time."""
     y, index = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[4, 0, 4]]])
@@ -548,6 +557,15 @@ def test_maximum_in_chunks(chunk, layout, monkeypatch):
     for arguments in ({"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (5, 2), "dilation": (1, 3)}):
         check_winners("max_pool2d", x, arguments, torch.device("cpu"))
     check_winners("adaptive_max_pool2d", x, {"output_size": (5, 3)}, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("output", [(40, 3), (5, 50), (50, 50), (1, 7)], ids=str)
+def test_maximum_of_many_irregular_windows(output, layout):
+    """Windows of two lengths, whose last taps one or the other lacks; of nothing but -inf, and of NaN, too."""
+    x = laid_out(torch.randn(2, 3, 43, 37).round(), layout)
+    x[0, 0, :20], x[1, 1, 20:, 5:30] = -float("inf"), float("nan")
+    check_winners("adaptive_max_pool2d", x, {"output_size": output}, torch.device("cpu"))
 
 
 def test_winner_of_more_taps_than_float32_counts():

@@ -200,3 +200,23 @@ def test_vmap_of_no_poolings():
     x = torch.empty(0, 2, 3, 8, 8)
     for pool in (torchconv.functional.max_pool2d, torchconv.functional.avg_pool2d):
         assert vmap(lambda t, pool=pool: pool(t, 2))(x).shape == (0, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("dims", [(0, None, None), (None, 0, None), (0, 0, None), (0, 0, 0), (None, None, 0)], ids=str)
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "conv_relu_max_pool2d"])
+def test_vmap_of_no_convolutions(name, dims):
+    """Its shape is that of some, without the batch; so is that of the gradients."""
+    sizes = ((2, 4, 6, 6), (4, 4, 3, 3), (4,))
+
+    def run(batch):
+        return vmap(getattr(torchconv.functional, name), dims)(*arguments(batch))
+
+    def gradients(batch):
+        loss = lambda *tensors: getattr(torchconv.functional, name)(*tensors).sum()  # noqa: E731
+        return vmap(grad(loss, (0, 1, 2)), dims)(*arguments(batch))
+
+    def arguments(batch):
+        return [torch.zeros(size if dim is None else (batch, *size)) for size, dim in zip(sizes, dims)]
+
+    assert run(0).shape == (0, *run(2).shape[1:])
+    assert [g.shape for g in gradients(0)] == [(0, *g.shape[1:]) for g in gradients(2)]

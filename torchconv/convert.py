@@ -164,8 +164,9 @@ def _check(model: object) -> None:
 
 def _change(report: Report, model: Module, target: Callable[[Module], type | str | None]) -> Report:
     """Give every module its `target`: a class, or None for the one that it has, or the reason why it keeps that."""
-    for name, module in model.named_modules():
-        result = target(module)
+    # All are found before the first is given: making a class may run, and fail in, a metaclass of the user's.
+    targets = [(name, module, target(module)) for name, module in model.named_modules()]
+    for name, module, result in targets:
         if isinstance(result, str):
             report.left[name] = result
         elif result is not None:
@@ -235,8 +236,19 @@ def _computing_as(cls: Any, ours: Any) -> Any:
         return _blank, (cls, ours), *state
 
     body = {"_original": cls, "__reduce_ex__": reduce, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    converted: Any = types.new_class(cls.__name__, (cls, ours), exec_body=lambda namespace: namespace.update(body))
+    bases = (_Unannounced, cls, ours)
+    converted: Any = types.new_class(cls.__name__, bases, exec_body=lambda namespace: namespace.update(body))
     return converted
+
+
+class _Unannounced:
+    """A base, to stand first, of classes that their other bases' `__init_subclass__` is not told of.
+
+    It may keep a register by name, in which a converted class would take the place of the user's.
+    """
+
+    def __init_subclass__(cls) -> None:
+        pass
 
 
 def _blank(cls: type, ours: type) -> Any:

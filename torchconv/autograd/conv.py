@@ -160,6 +160,8 @@ class _Transforms(Direct):
         channels, w and y the output channels; all three share the groups.  If one factor is batched, so is the result,
         and the batch goes into the dimension that those two share; if both are, it becomes groups.
         """
+        if info.batch_size == 0:
+            return cls._of_none(info, in_dims, (first, second, third, geometry))
         a, b, result = tuple(cls.letters)
         product, groups, size = _PRODUCTS[cls.letters], geometry.groups, info.batch_size
         first_dim, second_dim, third_dim, _ = in_dims
@@ -191,6 +193,18 @@ class _Transforms(Direct):
             bias = third[None] if third_dim is None else third.movedim(third_dim, 0)  # [B or 1, C]
             y = y + bias.view(bias.shape[0], 1, -1, *(1,) * geometry.rank)
         return y, 0
+
+    @classmethod
+    def _of_none(cls, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """A batch of no products, which cannot be folded into a size: one of zeros, cut off again."""
+        ones: Any = [
+            t if dim is None else torch.nn.functional.pad(t.movedim(dim, 0), (0, 0) * (t.dim() - 1) + (0, 1))
+            for t, dim in zip(args, in_dims)
+        ]
+        result, dims = cls.vmap(info._replace(batch_size=1), tuple(None if d is None else 0 for d in in_dims), *ones)
+        if isinstance(result, tuple):
+            return tuple(t if dim is None else t[:0] for t, dim in zip(result, dims)), dims
+        return result[:0], dims
 
 
 # Where a batch goes: the dimension of each tensor that takes it, and whether that dimension is made of groups, inside

@@ -22,8 +22,9 @@ from torchconv.eager.slices import (
     divisors,
     first_taps,
     known_starts,
+    side_by_side,
     single_windows,
-    window_pieces,
+    window_positions,
     window_starts,
 )
 from torchconv.eager.windows import accumulation_dtype, cast, chunks, last, piece, scratch, settle, zero_total
@@ -78,12 +79,12 @@ def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
 
 
 def _max_of_adaptive(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
-    """Max pooling into `y` and `offset`: windows of different lengths, gathered one by one."""
-    values = _scratch((*y.shape, geometry.taps), "values", x.dtype).fill_(_lowest(x.dtype))
-    by_window = values.unflatten(-1, geometry.kernel)
-    for window, inputs in window_pieces(geometry):
-        by_window[window] = x[inputs]
-    _reduce(values, -1, y, offset, first_taps(geometry))
+    """Max pooling into `y` and `offset`: windows of different lengths, laid side by side, where they tile an input."""
+    for dim, positions in enumerate(window_positions(geometry), start=2):
+        # Behind the input's end is what the taps that a window lacks read.
+        end = x.new_full((), _lowest(x.dtype)).expand(*x.shape[:dim], 1, *x.shape[dim + 1 :])
+        x = torch.cat((x, end), dim).index_select(dim, positions)
+    _max(x, y, offset, side_by_side(geometry), format)
 
 
 def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor) -> None:

@@ -6,7 +6,7 @@ They depend on the geometry alone, and are kept for it.
 from __future__ import annotations
 
 import functools
-import itertools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -68,17 +68,22 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
 
 
 @functools.lru_cache(maxsize=_TENSORS)
-def window_pieces(geometry: PoolGeometry) -> list[tuple[_Index, _Index]]:
-    """For each window the index of its taps inside the input, in [N, C, *output, *kernel], and of these inputs."""
-    pieces = []
-    for output in itertools.product(*(range(axis.output) for axis in geometry.axes)):
-        taps, inputs = _EVERYTHING + output, _EVERYTHING
-        for axis, o in zip(geometry.axes, output):
-            first = axis.first_tap(o)
-            taps = (*taps, slice(first, first + axis.taps_between(o, 0, axis.input)))
-            inputs = (*inputs, _window(axis, o))
-        pieces.append((taps, inputs))
-    return pieces
+def window_positions(geometry: PoolGeometry) -> list[Tensor]:
+    """Of each dimension the positions of all windows' taps, [output·kernel]: of a tap not there, the input's size."""
+    columns = []
+    for axis in geometry.axes:
+        o: Any = torch.arange(axis.output).unsqueeze(1)
+        tap = torch.arange(axis.kernel)
+        lengths = torch.tensor([axis.taps_between(o, 0, axis.input) for o in range(axis.output)])
+        columns.append(torch.where(tap < lengths.unsqueeze(1), axis.start(o) + tap, axis.input).flatten())
+    return columns
+
+
+@functools.lru_cache(maxsize=_TENSORS)
+def side_by_side(geometry: PoolGeometry) -> PoolGeometry:
+    """The pooling of an input that holds the windows of this one side by side, overlapping no more."""
+    size = tuple(o * k for o, k in zip(geometry.output, geometry.kernel))
+    return replace(geometry, input=size, stride=geometry.kernel, adaptive=False)
 
 
 @functools.lru_cache(maxsize=_TENSORS)

@@ -40,7 +40,7 @@ def max_unpool2d(
         [N, C, H', W'] or [C, H', W'], where H' = (H − 1)·stride + kH − 2·padding without `output_size`.
 
     Raises:
-        ValueError: an `output_size` that no such pooling maps to the input's.
+        ValueError: an `output_size` that no such pooling maps to the input's, or a negative one.
         RuntimeError: indices of another shape, type or device, or outside the output.
         NotImplementedError: a dtype that is not floating point.
         TypeError: an argument of the wrong type.
@@ -121,11 +121,16 @@ def _max_unpool(
                 f'invalid output_size "{tuple(output_size)}" '
                 f"(dim {dim} must be between {default - s} and {default + s})"
             )
-    if min(size) <= 0 or any(n <= 0 for n in x.shape[1:]):
+    if any(n <= 0 for n in x.shape[1:]):
         raise RuntimeError(
-            f"{name}(): expected an input and an output whose sizes are all positive but for the batch, "
-            f"but got input of size {list(input.shape)} and output size {size}"
+            f"{name}(): expected an input whose sizes are all positive but for the batch, "
+            f"but got input of size {list(input.shape)}"
         )
-    geometry = IndexGeometry(tuple(as_int(n) for n in size))
-    y = autograd.max_unpool(x, indices if x is input else indices.unsqueeze(0), geometry)
+    size = tuple(as_int(n) for n in size)
+    if min(size) < 0:
+        raise ValueError(f"{name}(): expected sizes of the output that are not negative, but they would be {size}")
+    if min(size) == 0:  # torch looks at no index then
+        y = x.flatten(2)[..., :0].reshape(*x.shape[:2], *size)
+    else:
+        y = autograd.max_unpool(x, indices if x is input else indices.unsqueeze(0), IndexGeometry(size))
     return y if x is input else y.squeeze(0)

@@ -31,6 +31,10 @@ class _ConvTranspose:
     _computed_by: Callable[..., Tensor]
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.padding_mode != "zeros":  # it can be set after the constructor has refused it
+            raise ValueError(
+                f"{type(self).__name__} pads with zeros alone, but its padding_mode is {self.padding_mode!r}"
+            )
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )
