@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager import conv, pool
+from torchconv.eager.matmul import in_float32
 from torchconv.eager.windows import (
     accumulation_dtype,
     batches,
@@ -45,6 +46,7 @@ DEAD = 255
 _MOVE = 32
 
 
+@in_float32
 def fprop(
     x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
@@ -95,6 +97,7 @@ def _fprop_by_patch(
     return True
 
 
+@in_float32
 def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format: torch.memory_format) -> Tensor:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
     channels = w.shape[1] * geometry.groups
@@ -115,6 +118,7 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     return x
 
 
+@in_float32
 def wgrad(
     x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:

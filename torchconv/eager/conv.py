@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchconv.eager import depthwise
 from torchconv.eager.depthwise import is_depthwise
-from torchconv.eager.matmul import add_product, add_sum_of_products, product
+from torchconv.eager.matmul import add_product, add_sum_of_products, in_float32, product
 from torchconv.eager.windows import (
     accumulation_dtype,
     batches,
@@ -41,6 +41,7 @@ _ROWS = 24
 _MORE = 0.6
 
 
+@in_float32
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """y[n, o, p] = bias[o] + Σ_kc w[o, kc] · windows(x)[kc, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
     if is_depthwise(x.shape[1], geometry):
@@ -60,6 +61,7 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     return y
 
 
+@in_float32
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """x̄ = the adjoint of `fprop` in x: rows wᵀ·g, each element added back to where it came from; [N, C, *in]."""
     channels = w.shape[1] * geometry.groups
@@ -77,6 +79,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     return x
 
 
+@in_float32
 def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format
 ) -> tuple[Tensor, Tensor]:
