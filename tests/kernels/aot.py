@@ -6,7 +6,7 @@ A program of its own because a process either compiles kernels or interprets the
 The launchers run as they are, on tensors without data.
 
 A case takes half a second to a second and a half.  So every tile of every type is compiled for one GPU, with one of two
-kinds of operands, and every branch in two types; the other GPUs share these cases, and have the other operands.
+kinds of operands, and every branch in two types; the other GPUs share the branches and the tiles out, of either kind.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def chosen(target: str, number: int, period: int) -> bool:
 
 
 def shared(target: str, kind: torch.dtype | str) -> int:
-    """The period of the cases of a type: the first GPU compiles all, but of types whose code is another's half."""
-    return (1 if target == GPUS[0] else 2) * (2 if kind in (torch.bfloat16, TF32) else 1)
+    """The period of the cases of a type: the first GPU compiles all, save of types whose code is much like another's."""
+    return (1 if target == GPUS[0] else len(GPUS) - 1) * (2 if kind in (torch.bfloat16, TF32) else 1)
 
 
 def conv_cases(target: str, names: Sequence[str]) -> Iterator[Case]:
