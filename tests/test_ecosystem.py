@@ -317,9 +317,9 @@ def test_profiler():
         "torchconv::max_pool_scatter",
         "torchconv::avg_pool",
         "torchconv::avg_pool_grad",
-        "_ConvBackward",
-        "_MaxPoolBackward",
-        "_AvgPoolBackward",
+        "ConvBackward",
+        "MaxPoolBackward",
+        "AvgPoolBackward",
     }
 
 

@@ -8,10 +8,12 @@ import torchvision
 from support import torchs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 import torchconv
 from torchconv import nn
+from torchconv.geometry import ConvGeometry, to_numbers
 from torchconv.models import LeNet5
 
 # Lazy modules are their classes to become once they have seen an input, which the compiler asks for.
@@ -112,12 +114,38 @@ def test_export_to_a_file(build, size, expected, tmp_path):
     assert_close(torch.export.load(tmp_path / "model.pt2").module()(x), model(x))
 
 
-def test_training_an_exported_program_warns():
-    """An exported program calls the operators alone, which know no derivatives; torch says so rather than be silent."""
-    model, x = LeNet5(), torch.randn(2, 1, 28, 28)
-    exported = torch.export.export(model, (x,)).module()
-    with pytest.warns(UserWarning, match="an autograd kernel was not registered"):
-        exported(x).sum().backward()
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_an_exported_program(fused, compiled, tmp_path):
+    """It calls the operators alone, which know their derivatives; loaded from a file, and compiled, as well."""
+    model, x = LeNet5(fused=fused), torch.randn(3, 1, 28, 28)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    run = torch.compile(exported, backend="aot_eager", fullgraph=True) if compiled else exported
+    gradients = [
+        dict(zip(names, torch.autograd.grad(function(x).square().sum(), parameters)))
+        for function, of in ((model, model), (run, exported))
+        for names, parameters in [zip(*of.named_parameters())]
+    ]
+    assert_close(gradients[1], gradients[0])
+
+
+def test_derivatives_of_operators_alone():
+    """Of every order, and in forward mode; without a graph where nobody asked for one."""
+    geometry = to_numbers(ConvGeometry.of_conv((2, 3, 5, 5), (4, 3, 3, 3), 2, 1, 1, 1))
+    x, w = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 5, 5), (4, 3, 3, 3)))
+
+    def product(x, w):
+        return torch.ops.torchconv.conv_fprop(x, w, None, geometry)
+
+    assert torch.autograd.gradcheck(product, (x, w), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(product, (x, w), fast_mode=True)
+    assert not product(x.detach(), w.detach()).requires_grad
+    with torch.no_grad():
+        assert not product(x, w).requires_grad
+        with forward_ad.dual_level():
+            y = product(forward_ad.make_dual(x, x), w)
+            assert_close(forward_ad.unpack_dual(y).tangent, product(x, w))
 
 
 def test_aot_inductor(tmp_path):

@@ -6,7 +6,7 @@ An operator is four things: a schema, a shape function for tracing, an implement
 arguments: the tensors, the geometry, and the memory format of the result, which is channels_last if one of the leading
 tensors is, else contiguous.
 
-Operators know nothing of derivatives; `torchconv.autograd` does.
+Operators know nothing of derivatives; `torchconv.autograd` does, and tells them (`differentiate`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchconv.backend import current_backend, interpreted_kernels, kernels
 from torchconv.eager import block as eager_block
@@ -37,7 +38,8 @@ from torchconv.geometry import (
 from torchconv.layout import memory_format
 
 _LIBRARY = torch.library.Library("torchconv", "DEF")
-# What is a view inside an operator is none outside: its result may be changed in place, as `ReLU(inplace=True)` does.
+# Nobody differentiates what an operator does inside.  And what is a view there is none outside: its result may be
+# changed in place, as `ReLU(inplace=True)` does.
 _BelowAutograd = torch._C._AutoDispatchBelowADInplaceOrView
 
 
@@ -71,12 +73,11 @@ def _operator(
 
     def on_gpu(*args: Any) -> Any:
         run = eager if algebra else getattr(kernels(), name)
-        with _BelowAutograd():
-            return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
+        return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     def on_cpu(*args: Any) -> Any:
         run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
-        with _BelowAutograd(), memory:
+        with memory:
             return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     overload = getattr(torch.ops.torchconv, name).default
@@ -95,22 +96,43 @@ def _operator(
     torch.library.register_fake(f"torchconv::{name}", fake, lib=_LIBRARY)
 
     def call(*args: Any) -> Any:
-        return overload(*args[:-1], _numbers(args[-1]))
+        if torch.compiler.is_compiling():
+            return overload(*args[:-1], to_numbers(args[-1]))
+        numbers = _numbers(args[-1])
+        with _BelowAutograd():  # who asked for derivatives has called the Function
+            return overload(*args[:-1], numbers)
 
     call.__name__, call.__doc__ = name, eager.__doc__
+    call.geometry = geometry  # type: ignore[attr-defined]
     return call
+
+
+def differentiate(operator: Any, function: Any) -> None:
+    """Make a Function the derivatives of its operator, for those who call that alone, as torch's compiler does.
+
+    Args:
+        operator: one of the functions below.
+        function: a `torch.autograd.Function` of the same arguments, whose forward pass calls it.
+    """
+    overload = getattr(torch.ops.torchconv, operator.__name__).default
+
+    def under_autograd(*args: Any) -> Any:
+        if torch.is_grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+            return function.apply(*args[:-1], of_numbers(operator.geometry, args[-1]))
+        with _BelowAutograd():  # the Function's own forward pass, too
+            return overload(*args)
+
+    _LIBRARY.impl(operator.__name__, under_autograd, "Autograd")
 
 
 _known_numbers = functools.lru_cache(maxsize=1024)(to_numbers)
 
 
 def _numbers(geometry: object) -> Sequence[int]:
-    if not torch.compiler.is_compiling():
-        try:
-            return _known_numbers(geometry)
-        except TypeError:  # symbolic sizes have no hash
-            pass
-    return to_numbers(geometry)
+    try:
+        return _known_numbers(geometry)
+    except TypeError:  # symbolic sizes have no hash
+        return to_numbers(geometry)
 
 
 def _empty(like: Tensor, size: Sequence[int], format: torch.memory_format, dtype: torch.dtype | None = None) -> Tensor:

@@ -52,7 +52,7 @@ def chosen(target: str, number: int, period: int) -> bool:
 
 
 def shared(target: str, kind: torch.dtype | str) -> int:
-    """The period of the cases of a type: the first GPU compiles all, save of types whose code is much like another's."""
+    """The period of the cases of a type: the first GPU compiles all, but of types whose code is like another's."""
     return (1 if target == GPUS[0] else len(GPUS) - 1) * (2 if kind in (torch.bfloat16, TF32) else 1)
 
 

@@ -16,17 +16,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad, sum_to_channels
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
-from torchconv.autograd.tracing import Direct, Masked, Sum, measured, traced
+from torchconv.autograd.tracing import Direct, Masked, Sum, derivatives_of, run
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
 
-class Block(Function):
+class _Composed(Direct):
+    """What can also be computed by the functions that the block fuses: `unfused`."""
+
+    unfused: Callable[..., Any]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        """A batch of blocks is left to the functions that the block fuses, and to their rules."""
+        batched = [position for position, dim in enumerate(in_dims) if dim is not None]
+
+        def run(*tensors: Tensor) -> Any:
+            arguments = list(args)
+            for position, tensor in zip(batched, tensors):
+                arguments[position] = tensor
+            return cls.unfused(*arguments)
+
+        dims = tuple(in_dims[position] for position in batched)
+        results = torch.func.vmap(run, in_dims=dims)(*(args[position] for position in batched))
+        return results, (0,) * len(results) if isinstance(results, tuple) else 0
+
+
+@derivatives_of(ops.block_fprop)
+class Block(_Composed):
     """(y, winner) [N, O, *pooled] of x [N, C, *input], w [O, C/groups, *kernel] and bias [O] or None."""
 
     @staticmethod
@@ -36,7 +57,7 @@ class Block(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, w, _, geometry = inputs
-        ctx.geometry, ctx.format = measured(geometry, kernel=w), memory_format(x, w)
+        ctx.geometry, ctx.format = geometry, memory_format(x, w)
         ctx.mark_non_differentiable(output[1])
         need_x, need_w = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_w else None, w if need_x else None, output[1])
@@ -55,8 +76,23 @@ class Block(Function):
             gb = sum_to_channels(g * (winner != ops.DEAD))
         return gx, gw, gb if need_bias else None, None
 
+    @staticmethod
+    def unfused(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+        """What the block computes, from the functions that it fuses."""
+        y, winner = max_pool(conv(x, w, bias, geometry.of_conv_alone()), geometry.of_pool_alone())
+        return torch.relu(y), torch.where(y <= 0, ops.DEAD, winner)
 
-class BlockInputGrad(Function):
+    @staticmethod
+    def jvp(ctx: Any, t_x: Tensor | None, t_w: Tensor | None, t_bias: Tensor | None, _: None) -> Any:
+        x, w, winner = ctx.saved_tensors
+        tangent = conv(torch.zeros_like(x) if t_x is None else t_x, w, t_bias, ctx.geometry.of_conv_alone())
+        if t_w is not None:
+            tangent = Sum.apply(tangent, conv(x, t_w, None, ctx.geometry.of_conv_alone()))
+        return _gather(tangent, winner, ctx.geometry), None
+
+
+@derivatives_of(ops.block_dgrad)
+class BlockInputGrad(_Composed):
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
 
     @staticmethod
@@ -80,8 +116,19 @@ class BlockInputGrad(Function):
             gw = conv_weight_grad(h, _scatter(g, winner, ctx.geometry), False, ctx.geometry.of_conv_alone())[0]
         return gg, None, gw, None
 
+    @staticmethod
+    def unfused(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
+        return conv_input_grad(_scatter(g, winner, geometry), w, None, geometry.of_conv_alone())
 
-class BlockWeightGrad(Function):
+    @staticmethod
+    def jvp(ctx: Any, t_g: Tensor | None, t_winner: None, t_w: Tensor | None, _: None) -> Any:
+        g, winner, w = ctx.saved_tensors
+        tangent = block_input_grad(torch.zeros_like(g) if t_g is None else t_g, winner, w, ctx.geometry)
+        return tangent if t_w is None else Sum.apply(tangent, block_input_grad(g, winner, t_w, ctx.geometry))
+
+
+@derivatives_of(ops.block_wgrad)
+class BlockWeightGrad(_Composed):
     """w̄ [O, C/groups, *kernel], and with `with_bias` b̄ [O], of the pooled gradient g [N, O, *pooled]."""
 
     @staticmethod
@@ -108,72 +155,6 @@ class BlockWeightGrad(Function):
             gg = _gather(z, winner, ctx.geometry)
         return gx, gg, None, None, None
 
-
-def _gather(z: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
-    """The winners' elements of a convolution's output, 0 for a dead window."""
-    alive = winner != ops.DEAD
-    y = max_pool_gather(z, winner * alive, geometry.of_pool_alone())
-    return y * alive if traced() else Masked.apply(y, alive)
-
-
-def _scatter(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
-    """The adjoint of `_gather`."""
-    alive = winner != ops.DEAD
-    return max_pool_scatter(g * alive, winner * alive, geometry.of_pool_alone())
-
-
-def unfused(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
-    """What the block computes, from the functions that it fuses."""
-    y, winner = max_pool(conv(x, w, bias, geometry.of_conv_alone()), geometry.of_pool_alone())
-    return torch.relu(y), torch.where(y <= 0, ops.DEAD, winner)
-
-
-class _Transforms(Direct):
-    """Forward mode and batching; apart from the Functions because Dynamo does not trace a custom `jvp`."""
-
-    unfused: Callable[..., Any]
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """A batch of blocks is left to the functions that the block fuses, and to their rules."""
-        batched = [position for position, dim in enumerate(in_dims) if dim is not None]
-
-        def run(*tensors: Tensor) -> Any:
-            arguments = list(args)
-            for position, tensor in zip(batched, tensors):
-                arguments[position] = tensor
-            return cls.unfused(*arguments)
-
-        dims = tuple(in_dims[position] for position in batched)
-        results = torch.func.vmap(run, in_dims=dims)(*(args[position] for position in batched))
-        return results, (0,) * len(results) if isinstance(results, tuple) else 0
-
-
-class _Block(_Transforms, Block):
-    unfused = staticmethod(unfused)
-
-    @staticmethod
-    def jvp(ctx: Any, t_x: Tensor | None, t_w: Tensor | None, t_bias: Tensor | None, _: None) -> Any:
-        x, w, winner = ctx.saved_tensors
-        tangent = conv(torch.zeros_like(x) if t_x is None else t_x, w, t_bias, ctx.geometry.of_conv_alone())
-        if t_w is not None:
-            tangent = Sum.apply(tangent, conv(x, t_w, None, ctx.geometry.of_conv_alone()))
-        return _gather(tangent, winner, ctx.geometry), None
-
-
-class _BlockInputGrad(_Transforms, BlockInputGrad):
-    @staticmethod
-    def unfused(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
-        return conv_input_grad(_scatter(g, winner, geometry), w, None, geometry.of_conv_alone())
-
-    @staticmethod
-    def jvp(ctx: Any, t_g: Tensor | None, t_winner: None, t_w: Tensor | None, _: None) -> Any:
-        g, winner, w = ctx.saved_tensors
-        tangent = block_input_grad(torch.zeros_like(g) if t_g is None else t_g, winner, w, ctx.geometry)
-        return tangent if t_w is None else Sum.apply(tangent, block_input_grad(g, winner, t_w, ctx.geometry))
-
-
-class _BlockWeightGrad(_Transforms, BlockWeightGrad):
     @staticmethod
     def unfused(
         x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
@@ -189,18 +170,31 @@ class _BlockWeightGrad(_Transforms, BlockWeightGrad):
         return (w if by_x is None else Sum.apply(w, by_x)), bias
 
 
+def _gather(z: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
+    """The winners' elements of a convolution's output, 0 for a dead window."""
+    alive = winner != ops.DEAD
+    y = max_pool_gather(z, winner * alive, geometry.of_pool_alone())
+    return Masked.apply(y, alive)
+
+
+def _scatter(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
+    """The adjoint of `_gather`."""
+    alive = winner != ops.DEAD
+    return max_pool_scatter(g * alive, winner * alive, geometry.of_pool_alone())
+
+
 def conv_relu_max_pool(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable fused block; see `Block`."""
-    return (Block if traced() else _Block).apply(x, w, bias, geometry)
+    return run(Block, x, w, bias, geometry)
 
 
 def block_input_grad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
     """Differentiable gradient of the block's input; see `BlockInputGrad`."""
-    return (BlockInputGrad if traced() else _BlockInputGrad).apply(g, winner, w, geometry)
+    return run(BlockInputGrad, g, winner, w, geometry)
 
 
 def block_weight_grad(
     x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
 ) -> tuple[Tensor, Tensor]:
     """Differentiable gradients of the block's weight and bias; see `BlockWeightGrad`."""
-    return (BlockWeightGrad if traced() else _BlockWeightGrad).apply(x, g, winner, with_bias, geometry)
+    return run(BlockWeightGrad, x, g, winner, with_bias, geometry)

@@ -21,116 +21,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, Sum, measured, traced
+from torchconv.autograd.tracing import Direct, Sum, derivatives_of, run
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
 
 
-class Conv(Function):
-    """y = x ∗ w + bias, the convolution (fprop).
-
-    Shapes: x [N, C, *input], w [O, C/groups, *kernel], bias [O] or None, y [N, O, *output].
-    """
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-        return ops.conv_fprop(x, w, bias, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs)
-        ctx.geometry = measured(ctx.geometry, kernel=inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        x, w = ctx.saved_tensors
-        g = arranged(g, ctx.format)
-        need_x, need_w, need_bias, _ = ctx.needs_input_grad
-        # The input's gradient: g, padded with zeros, convolved in full with the flipped kernel.
-        gx = conv_input_grad(g, w, None, ctx.geometry) if need_x else None
-        gw = gb = None
-        if need_w:
-            # The kernel's gradient: the input correlated with g; the bias's, g summed, rides along in the same pass.
-            gw, gb = conv_weight_grad(x, g, need_bias, ctx.geometry)
-        elif need_bias:
-            gb = sum_to_channels(g)
-        return gx, gw, gb if need_bias else None, None
-
-
-class ConvInputGrad(Function):
-    """x̄ = g ⊛ flip(w) + bias, the gradient of a convolution's input (dgrad), and the transposed convolution.
-
-    Shapes: g [N, O, *output], w [O, C/groups, *kernel], bias [C] or None, x̄ [N, C, *input].
-    """
-
-    @staticmethod
-    def forward(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-        return ops.conv_dgrad(g, w, bias, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs)
-        ctx.geometry = measured(ctx.geometry, kernel=inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        g, w = ctx.saved_tensors
-        h = arranged(h, ctx.format)
-        need_g, need_w, need_bias, _ = ctx.needs_input_grad
-        gg = conv(h, w, None, ctx.geometry) if need_g else None
-        gw = conv_weight_grad(h, g, False, ctx.geometry)[0] if need_w else None
-        return gg, gw, sum_to_channels(h) if need_bias else None, None
-
-
-class ConvWeightGrad(Function):
-    """w̄ = the correlation of x with g (wgrad), and with `with_bias` also b̄ = Σ g over batch and space.
-
-    Shapes: x [N, C, *input], g [N, O, *output], w̄ [O, C/groups, *kernel], b̄ [O] (or [0], not asked for).
-    """
-
-    @staticmethod
-    def forward(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
-        return ops.conv_wgrad(x, g, with_bias, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs)
-        ctx.with_bias = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:
-        x, g = ctx.saved_tensors
-        v = arranged(v, ctx.format)
-        gx = conv_input_grad(g, v, None, ctx.geometry) if ctx.needs_input_grad[0] else None
-        gg = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry) if ctx.needs_input_grad[1] else None
-        return gx, gg, None, None
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    """Keep the two factors, each only if the other one's derivative will ask for it, and the result's memory format.
-
-    A gradient may arrive in any layout; it is brought to that format, so that what it leads to has it, as torch's has.
-    """
-    first, second, _, ctx.geometry = inputs
-    ctx.format = memory_format(first, second)
-    need_first, need_second = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(first if need_second else None, second if need_first else None)
-    ctx.save_for_forward(first, second)
-
-
-def sum_to_channels(t: Tensor) -> Tensor:
-    """The bias's gradient: the sum over batch and space of [N, C, *]."""
-    return t.sum((0, *range(2, t.dim())))
-
-
-class _Transforms(Direct):
+class _Product(Direct):
     """Forward mode and batching (`torch.func.vmap`) of the three products.
 
-    Kept apart from them because Dynamo does not trace a Function that defines `jvp`: the functions at the end of this
-    file choose.  `letters` names the roles of the first factor, the second, and the result.
+    `letters` names the roles of the first factor, the second, and the result.
     """
 
     letters: str
@@ -207,6 +108,110 @@ class _Transforms(Direct):
         return result[:0], dims
 
 
+@derivatives_of(ops.conv_fprop)
+class Conv(_Product):
+    """y = x ∗ w + bias, the convolution (fprop).
+
+    Shapes: x [N, C, *input], w [O, C/groups, *kernel], bias [O] or None, y [N, O, *output].
+    """
+
+    letters = "xwy"
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        return ops.conv_fprop(x, w, bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        x, w = ctx.saved_tensors
+        g = arranged(g, ctx.format)
+        need_x, need_w, need_bias, _ = ctx.needs_input_grad
+        # The input's gradient: g, padded with zeros, convolved in full with the flipped kernel.
+        gx = conv_input_grad(g, w, None, ctx.geometry) if need_x else None
+        gw = gb = None
+        if need_w:
+            # The kernel's gradient: the input correlated with g; the bias's, g summed, rides along in the same pass.
+            gw, gb = conv_weight_grad(x, g, need_bias, ctx.geometry)
+        elif need_bias:
+            gb = sum_to_channels(g)
+        return gx, gw, gb if need_bias else None, None
+
+
+@derivatives_of(ops.conv_dgrad)
+class ConvInputGrad(_Product):
+    """x̄ = g ⊛ flip(w) + bias, the gradient of a convolution's input (dgrad), and the transposed convolution.
+
+    Shapes: g [N, O, *output], w [O, C/groups, *kernel], bias [C] or None, x̄ [N, C, *input].
+    """
+
+    letters = "ywx"
+
+    @staticmethod
+    def forward(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        return ops.conv_dgrad(g, w, bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
+        g, w = ctx.saved_tensors
+        h = arranged(h, ctx.format)
+        need_g, need_w, need_bias, _ = ctx.needs_input_grad
+        gg = conv(h, w, None, ctx.geometry) if need_g else None
+        gw = conv_weight_grad(h, g, False, ctx.geometry)[0] if need_w else None
+        return gg, gw, sum_to_channels(h) if need_bias else None, None
+
+
+@derivatives_of(ops.conv_wgrad)
+class ConvWeightGrad(_Product):
+    """w̄ = the correlation of x with g (wgrad), and with `with_bias` also b̄ = Σ g over batch and space.
+
+    Shapes: x [N, C, *input], g [N, O, *output], w̄ [O, C/groups, *kernel], b̄ [O] (or [0], not asked for).
+    """
+
+    letters = "xyw"
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
+        return ops.conv_wgrad(x, g, with_bias, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+        ctx.with_bias = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:
+        x, g = ctx.saved_tensors
+        v = arranged(v, ctx.format)
+        gx = conv_input_grad(g, v, None, ctx.geometry) if ctx.needs_input_grad[0] else None
+        gg = conv(x, v, v_bias if ctx.with_bias else None, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return gx, gg, None, None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    """Keep the two factors, each only if the other one's derivative will ask for it, and the result's memory format.
+
+    A gradient may arrive in any layout; it is brought to that format, so that what it leads to has it, as torch's has.
+    """
+    first, second, _, ctx.geometry = inputs
+    ctx.format = memory_format(first, second)
+    need_first, need_second = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(first if need_second else None, second if need_first else None)
+    ctx.save_for_forward(first, second)
+
+
+def sum_to_channels(t: Tensor) -> Tensor:
+    """The bias's gradient: the sum over batch and space of [N, C, *]."""
+    return t.sum((0, *range(2, t.dim())))
+
+
 # Where a batch goes: the dimension of each tensor that takes it, and whether that dimension is made of groups, inside
 # each of which the batch must lie.  x is [N, G·C, *], y is [N, G·O, *], w is [G·O, C, *].
 _SHARED_AXES = {
@@ -247,33 +252,21 @@ def _unpadded(t: Tensor, geometry: ConvGeometry) -> Tensor:
     return t
 
 
-class _Conv(_Transforms, Conv):
-    letters = "xwy"
-
-
-class _ConvInputGrad(_Transforms, ConvInputGrad):
-    letters = "ywx"
-
-
-class _ConvWeightGrad(_Transforms, ConvWeightGrad):
-    letters = "xyw"
-
-
 def conv(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable convolution; see `Conv`."""
-    return (Conv if traced() else _Conv).apply(x, w, bias, geometry)
+    return run(Conv, x, w, bias, geometry)
 
 
 def conv_input_grad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable gradient of a convolution's input, or transposed convolution; see `ConvInputGrad`."""
     if geometry.padding_mode != "zeros":
         return _unpadded(conv_input_grad(g, w, bias, geometry.of_padded()), geometry)
-    return (ConvInputGrad if traced() else _ConvInputGrad).apply(g, w, bias, geometry)
+    return run(ConvInputGrad, g, w, bias, geometry)
 
 
 def conv_weight_grad(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable gradients of a convolution's weight and bias; see `ConvWeightGrad`."""
-    return (ConvWeightGrad if traced() else _ConvWeightGrad).apply(x, g, with_bias, geometry)
+    return run(ConvWeightGrad, x, g, with_bias, geometry)
 
 
 _PRODUCTS: dict[str, Callable[..., Any]] = {"xwy": conv, "ywx": conv_input_grad, "xyw": conv_weight_grad}

@@ -13,16 +13,16 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.pool import Transforms
-from torchconv.autograd.tracing import measured, traced
+from torchconv.autograd.pool import LinearMap
+from torchconv.autograd.tracing import derivatives_of, run
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
 
 
-class IndexGather(Function):
+@derivatives_of(ops.index_gather)
+class IndexGather(LinearMap):
     """y [N, C, *output] from x [N, C, *input] by index [N, C, *output]."""
 
     @staticmethod
@@ -38,7 +38,8 @@ class IndexGather(Function):
         return index_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
-class IndexScatter(Function):
+@derivatives_of(ops.index_scatter)
+class IndexScatter(LinearMap):
     """x̄ [N, C, *input] from g [N, C, *output] by index [N, C, *output]."""
 
     @staticmethod
@@ -54,7 +55,8 @@ class IndexScatter(Function):
         return index_gather(arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
-class MaxUnpool(Function):
+@derivatives_of(ops.max_unpool)
+class MaxUnpool(LinearMap):
     """y [N, C, *input] from x [N, C, *output] by index [N, C, *output].
 
     Where two windows name one position the last is kept; as torch's, the gradient flows to both.
@@ -73,7 +75,8 @@ class MaxUnpool(Function):
         return index_gather(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
-class FractionalMaxPool(Function):
+@derivatives_of(ops.fractional_max_pool)
+class FractionalMaxPool(LinearMap):
     """(y, index) [N, C, *output] of x [N, C, *input]; `starts` [N, C, Σ output] are the windows' first positions."""
 
     @staticmethod
@@ -82,7 +85,7 @@ class FractionalMaxPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _save(ctx, (inputs[0], output[1], measured(IndexGeometry(inputs[2].input), input=inputs[0])))
+        _save(ctx, (inputs[0], output[1], IndexGeometry(inputs[2].input)))
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
@@ -97,40 +100,24 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.save_for_forward(index)
 
 
-class _IndexGather(Transforms, IndexGather):
-    pass
-
-
-class _IndexScatter(Transforms, IndexScatter):
-    pass
-
-
-class _MaxUnpool(Transforms, MaxUnpool):
-    pass
-
-
-class _FractionalMaxPool(Transforms, FractionalMaxPool):
-    pass
-
-
 def index_gather(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable gather by index; see `IndexGather`."""
-    return (IndexGather if traced() else _IndexGather).apply(x, index, geometry)
+    return run(IndexGather, x, index, geometry)
 
 
 def index_scatter(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable sum by index; see `IndexScatter`."""
-    return (IndexScatter if traced() else _IndexScatter).apply(g, index, geometry)
+    return run(IndexScatter, g, index, geometry)
 
 
 def max_unpool(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
     """Differentiable max unpooling; see `MaxUnpool`."""
-    return (MaxUnpool if traced() else _MaxUnpool).apply(x, index, geometry)
+    return run(MaxUnpool, x, index, geometry)
 
 
 def fractional_max_pool(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling of windows at given positions; see `FractionalMaxPool`."""
-    return (FractionalMaxPool if traced() else _FractionalMaxPool).apply(x, starts, geometry)
+    return run(FractionalMaxPool, x, starts, geometry)
 
 
-_FractionalMaxPool.tangent = index_gather
+FractionalMaxPool.tangent = index_gather

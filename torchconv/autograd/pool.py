@@ -18,106 +18,15 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from torchconv import ops
-from torchconv.autograd.tracing import Direct, batch_first, measured, traced
+from torchconv.autograd.tracing import Direct, batch_first, derivatives_of, run
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
 
-class MaxPool(Function):
-    """(y, offset): the greatest element of every window [N, C, *output], and the position of its tap in the window."""
-
-    @staticmethod
-    def forward(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
-        return ops.max_pool(x, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = measured(inputs[1], input=inputs[0]), memory_format(inputs[0])
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
-        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
-
-
-class MaxPoolGather(Function):
-    """y[o] = x[winner(o)], for winners that are known already."""
-
-    @staticmethod
-    def forward(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
-        return ops.max_pool_gather(x, offset, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save_offset(ctx, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
-
-
-class MaxPoolScatter(Function):
-    """x̄[i] = Σ g[o] over the windows whose winner is i: each window's gradient goes to its winner alone."""
-
-    @staticmethod
-    def forward(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
-        return ops.max_pool_scatter(g, offset, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save_offset(ctx, inputs)
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return max_pool_gather(arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
-
-
-class AvgPool(Function):
-    """y[o] = the mean of window o: [N, C, *input] to [N, C, *output]."""
-
-    @staticmethod
-    def forward(x: Tensor, geometry: AvgGeometry) -> Tensor:
-        return ops.avg_pool(x, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = measured(inputs[1], input=inputs[0]), memory_format(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return avg_pool_grad(arranged(g, ctx.format), ctx.geometry), None
-
-
-class AvgPoolGrad(Function):
-    """x̄ = g upsampled to the input and divided by the windows' sizes: the adjoint of `AvgPool`."""
-
-    @staticmethod
-    def forward(g: Tensor, geometry: AvgGeometry) -> Tensor:
-        return ops.avg_pool_grad(g, geometry)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
-        return avg_pool(arranged(h, ctx.format), ctx.geometry), None
-
-
-def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    t, offset, ctx.geometry = inputs
-    ctx.format = memory_format(t)
-    ctx.save_for_backward(offset)
-    ctx.save_for_forward(offset)
-
-
-class Transforms(Direct):
-    """Forward mode and batching of linear maps; apart from them because Dynamo does not trace a custom `jvp`.
+class LinearMap(Direct):
+    """Forward mode and batching of linear maps.
 
     `tangent` is the linear map that is the derivative: the Function itself, or for those that find winners the gather
     of these, which such a Function keeps.
@@ -141,49 +50,124 @@ class Transforms(Direct):
         return output.unflatten(0, both), 0
 
 
-class _MaxPool(Transforms, MaxPool):
-    pass
+@derivatives_of(ops.max_pool)
+class MaxPool(LinearMap):
+    """(y, offset): the greatest element of every window [N, C, *output], and the position of its tap in the window."""
+
+    @staticmethod
+    def forward(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
+        return ops.max_pool(x, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
 
 
-class _MaxPoolGather(Transforms, MaxPoolGather):
-    pass
+@derivatives_of(ops.max_pool_gather)
+class MaxPoolGather(LinearMap):
+    """y[o] = x[winner(o)], for winners that are known already."""
+
+    @staticmethod
+    def forward(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
+        return ops.max_pool_gather(x, offset, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save_offset(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
-class _MaxPoolScatter(Transforms, MaxPoolScatter):
-    pass
+@derivatives_of(ops.max_pool_scatter)
+class MaxPoolScatter(LinearMap):
+    """x̄[i] = Σ g[o] over the windows whose winner is i: each window's gradient goes to its winner alone."""
+
+    @staticmethod
+    def forward(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
+        return ops.max_pool_scatter(g, offset, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save_offset(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
+        return max_pool_gather(arranged(h, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 
-class _AvgPool(Transforms, AvgPool):
-    pass
+@derivatives_of(ops.avg_pool)
+class AvgPool(LinearMap):
+    """y[o] = the mean of window o: [N, C, *input] to [N, C, *output]."""
+
+    @staticmethod
+    def forward(x: Tensor, geometry: AvgGeometry) -> Tensor:
+        return ops.avg_pool(x, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return avg_pool_grad(arranged(g, ctx.format), ctx.geometry), None
 
 
-class _AvgPoolGrad(Transforms, AvgPoolGrad):
-    pass
+@derivatives_of(ops.avg_pool_grad)
+class AvgPoolGrad(LinearMap):
+    """x̄ = g upsampled to the input and divided by the windows' sizes: the adjoint of `AvgPool`."""
+
+    @staticmethod
+    def forward(g: Tensor, geometry: AvgGeometry) -> Tensor:
+        return ops.avg_pool_grad(g, geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
+        return avg_pool(arranged(h, ctx.format), ctx.geometry), None
+
+
+def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    t, offset, ctx.geometry = inputs
+    ctx.format = memory_format(t)
+    ctx.save_for_backward(offset)
+    ctx.save_for_forward(offset)
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling; see `MaxPool`."""
-    return (MaxPool if traced() else _MaxPool).apply(x, geometry)
+    return run(MaxPool, x, geometry)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """Differentiable gather of known winners; see `MaxPoolGather`."""
-    return (MaxPoolGather if traced() else _MaxPoolGather).apply(x, offset, geometry)
+    return run(MaxPoolGather, x, offset, geometry)
 
 
 def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
     """Differentiable scatter to known winners; see `MaxPoolScatter`."""
-    return (MaxPoolScatter if traced() else _MaxPoolScatter).apply(g, offset, geometry)
+    return run(MaxPoolScatter, g, offset, geometry)
 
 
 def avg_pool(x: Tensor, geometry: AvgGeometry) -> Tensor:
     """Differentiable average pooling; see `AvgPool`."""
-    return (AvgPool if traced() else _AvgPool).apply(x, geometry)
+    return run(AvgPool, x, geometry)
 
 
 def avg_pool_grad(g: Tensor, geometry: AvgGeometry) -> Tensor:
     """Differentiable adjoint of average pooling; see `AvgPoolGrad`."""
-    return (AvgPoolGrad if traced() else _AvgPoolGrad).apply(g, geometry)
+    return run(AvgPoolGrad, g, geometry)
 
 
-_MaxPool.tangent = max_pool_gather
+MaxPool.tangent = max_pool_gather

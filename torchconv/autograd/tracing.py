@@ -1,18 +1,44 @@
-"""How a Function is called: which form of it, by who is looking on."""
+"""What the Functions of this package have in common: how they are called, and what they are to their operators."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from torchconv import ops
 
-class Direct:
-    """A base, to stand before `Function`, of Functions that have a `setup_context`: a shorter way to call them.
+
+def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Mark a Function as the derivatives of the operator that is its forward pass.
+
+    So they are the operator's in a graph of nothing but operators, too: torch's compiler differentiates that, and an
+    exported program is one.
+    """
+
+    def register(function: Any) -> Any:
+        ops.differentiate(operator, function)
+        return function
+
+    return register
+
+
+def run(function: Any, *args: Any) -> Any:
+    """The Function's result; while Dynamo traces, which refuses one that defines `jvp`, the operator's.
+
+    Inside a transform of `torch.func` it is to refuse, and leave the transform to run as it is: there torch would look
+    for the operator's own rules.
+    """
+    traced = torch.compiler.is_dynamo_compiling() and torch._C._functorch.maybe_current_level() is None
+    return function.forward(*args) if traced else function.apply(*args)
+
+
+class Direct(Function):
+    """A Function that has a `setup_context`, and a shorter way to call it.
 
     Of such a Function torch looks up the signature at every call, to fill in defaults, which took longer than all else
     of a call on a small input.  Only `torch.func` has to have the two halves of the forward pass apart.  And where no
@@ -23,13 +49,13 @@ class Direct:
     def apply(cls, *args: Any) -> Any:
         function: Any = cls
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)  # type: ignore[misc]
+            return super().apply(*args)
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return function.forward(*args)
         return _joined(function).apply(*args)
 
 
-class Sum(Direct, Function):
+class Sum(Direct):
     """a + b inside a `jvp`: of a plain operator there, torch drops the tangents of the levels around it."""
 
     @staticmethod
@@ -53,7 +79,7 @@ class Sum(Direct, Function):
         return Sum.apply(*batch_first(info, in_dims, args)), 0
 
 
-class Masked(Direct, Function):
+class Masked(Direct):
     """t · mask, likewise; the mask has no derivative."""
 
     @staticmethod
@@ -98,21 +124,3 @@ def _joined(cls: Any) -> Any:
         "apply": Function.__dict__["apply"],
     }
     return type(cls.__name__, (cls,), body)
-
-
-def traced() -> bool:
-    """Whether Dynamo is tracing, and no transform of `torch.func` inside what it traces.
-
-    Dynamo refuses a Function that defines `jvp`.  Inside a transform it is to refuse, and leave the transform to run as
-    it is: of a plain Function, torch would differentiate the forward pass, whose operators have no derivative.
-    """
-    return torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
-
-
-def measured(geometry: Any, **tensors: Tensor) -> Any:
-    """The geometry; while Dynamo traces, with these of its fields read anew, as the spatial sizes of these tensors.
-
-    It traces a Function's forward and backward pass as two graphs, and a dynamic size in the second must come from a
-    tensor of the first: torch 2.14 loses one computed outside of both between them ("does not belong to this Graph").
-    """
-    return replace(geometry, **{field: tuple(t.shape[2:]) for field, t in tensors.items()}) if traced() else geometry
