@@ -6,7 +6,7 @@ gradients are those of the convolution, of the pooled gradient scattered to the 
     x̄ = conv_input_grad(scatter(g), w),  w̄ = conv_weight_grad(x, scatter(g)),  b̄ = Σ g over the living windows
 
 `block_input_grad` and `block_weight_grad` read g through the winners, so scatter(g) never exists in memory.  Their own
-derivatives (the second ones of the block) are composed from the products and maps of the two other files.
+derivatives (the second ones of the block) are composed from the products and maps of the other files.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad, sum_to_channels
+from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
+from torchconv.autograd.function import Direct, Masked, Sum, derivatives_of, run
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
-from torchconv.autograd.tracing import Direct, Masked, Sum, derivatives_of, run
+from torchconv.autograd.product import sum_to_channels
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -35,14 +36,14 @@ class _Composed(Direct):
         """A batch of blocks is left to the functions that the block fuses, and to their rules."""
         batched = [position for position, dim in enumerate(in_dims) if dim is not None]
 
-        def run(*tensors: Tensor) -> Any:
+        def compute(*tensors: Tensor) -> Any:
             arguments = list(args)
             for position, tensor in zip(batched, tensors):
                 arguments[position] = tensor
             return cls.unfused(*arguments)
 
         dims = tuple(in_dims[position] for position in batched)
-        results = torch.func.vmap(run, in_dims=dims)(*(args[position] for position in batched))
+        results = torch.func.vmap(compute, in_dims=dims)(*(args[position] for position in batched))
         return results, (0,) * len(results) if isinstance(results, tuple) else 0
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.pool import LinearMap
-from torchconv.autograd.tracing import derivatives_of, run
+from torchconv.autograd.function import derivatives_of, run
+from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
 
