@@ -27,7 +27,7 @@ from support import (
 from torch import Tensor
 
 from torchconv import functional
-from torchconv.eager import pool, windows
+from torchconv.eager import matmul, pool, windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -351,6 +351,21 @@ def test_chunks_of_padding(monkeypatch):
     windows.batches.cache_clear()
     case = conv((2, 3, 4, 5), (4, 3, 2, 3), padding=(6, 2))
     check("conv2d", case, operands("conv2d", case), torch.device("cpu"), result_of("conv2d", case))
+
+
+@pytest.mark.parametrize("name", TYPICAL)
+def test_products_by_onednn(name, monkeypatch):
+    """What CPUs with AVX-512 that are not Intel's multiply by; all others have this operator as well."""
+    calls = []
+
+    def onednn(*args):
+        calls.append(args)
+        return torch.ops.mkldnn._linear_pointwise(*args)
+
+    monkeypatch.setattr(matmul, "_ONEDNN", onednn)
+    monkeypatch.setattr(matmul, "_WORTHWHILE", 1)
+    check(name, TYPICAL[name], operands(name, TYPICAL[name]), torch.device("cpu"), result_of(name, TYPICAL[name]))
+    assert calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
