@@ -165,7 +165,8 @@ def check(call: Call, device: torch.device) -> None:
     # What tracing believes of the result and of the gradients, from tensors without data.
     z = ours(call.name)(**(traced := without_data(tensors)), **without_data(arguments))
     believed = gradients_of(z, traced, None if g is None else without_data({"g": g})["g"])
-    least_size = 2 if power else 1  # torch itself, in elementwise steps, believes other strides of a size of 1
+    # torch itself, in elementwise steps, believes other strides of a size of 1, and so other formats of what has one.
+    least_size = (math.inf if 1 in x.shape else 2) if power else 1
     assert [described(t, least_size) for t in (z, *believed)] == [described(t, least_size) for t in (y, *actual)]
     if "fractional" in call.name:
         expected, gradients = fractional_reference(call.name, x, g, arguments)
