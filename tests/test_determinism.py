@@ -9,7 +9,7 @@ import torch
 from support import Recorder, example, leaf, on_paths, ours
 
 from torchconv import functional
-from torchconv.eager.matmul import in_float32
+from torchconv.eager.precision import in_float32
 
 NAMES = [name for name in functional.__all__ if not name.endswith("_with_indices")]
 # Overlapping windows, several splits of a reduction, indices named twice: where an order of summation can differ.

@@ -206,14 +206,13 @@ def test_vmap_of_no_poolings():
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d", "conv_relu_max_pool2d"])
 def test_vmap_of_no_convolutions(name, dims):
     """Its shape is that of some, without the batch; so is that of the gradients."""
-    sizes = ((2, 4, 6, 6), (4, 4, 3, 3), (4,))
+    function, sizes = ours(name), ((2, 4, 6, 6), (4, 4, 3, 3), (4,))
 
     def run(batch):
-        return vmap(getattr(torchconv.functional, name), dims)(*arguments(batch))
+        return vmap(function, dims)(*arguments(batch))
 
     def gradients(batch):
-        loss = lambda *tensors: getattr(torchconv.functional, name)(*tensors).sum()  # noqa: E731
-        return vmap(grad(loss, (0, 1, 2)), dims)(*arguments(batch))
+        return vmap(grad(lambda *tensors: function(*tensors).sum(), (0, 1, 2)), dims)(*arguments(batch))
 
     def arguments(batch):
         return [torch.zeros(size if dim is None else (batch, *size)) for size, dim in zip(sizes, dims)]

@@ -107,6 +107,11 @@ def _operator(
     return call
 
 
+def differentiated() -> bool:
+    """Whether anybody may ask for a derivative of what is computed now, backward or forward."""
+    return torch.is_grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled())
+
+
 def differentiate(operator: Any, function: Any) -> None:
     """Make a Function the derivatives of its operator, for those who call that alone, as torch's compiler does.
 
@@ -117,7 +122,7 @@ def differentiate(operator: Any, function: Any) -> None:
     overload = getattr(torch.ops.torchconv, operator.__name__).default
 
     def under_autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+        if differentiated():
             return function.apply(*args[:-1], of_numbers(operator.geometry, args[-1]))
         with _BelowAutograd():  # the Function's own forward pass, too
             return overload(*args)

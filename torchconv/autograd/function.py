@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from torchconv import ops
 
@@ -50,9 +50,7 @@ class Direct(Function):
         function: Any = cls
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
-            return function.forward(*args)
-        return _joined(function).apply(*args)
+        return _joined(function).apply(*args) if ops.differentiated() else function.forward(*args)
 
 
 class Sum(Direct):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torchconv.eager import conv, pool
-from torchconv.eager.matmul import in_float32
+from torchconv.eager.precision import in_float32
 from torchconv.eager.windows import (
     accumulation_dtype,
     batches,

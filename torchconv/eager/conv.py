@@ -16,7 +16,8 @@ from torch import Tensor
 
 from torchconv.eager import depthwise
 from torchconv.eager.depthwise import is_depthwise
-from torchconv.eager.matmul import add_product, add_sum_of_products, in_float32, product
+from torchconv.eager.matmul import add_product, add_sum_of_products, product
+from torchconv.eager.precision import in_float32
 from torchconv.eager.windows import (
     accumulation_dtype,
     batches,

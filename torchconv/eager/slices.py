@@ -16,8 +16,7 @@ from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 
 _Index = tuple[Any, ...]
 _EVERYTHING: _Index = (slice(None), slice(None))  # all samples and channels
-# Geometries that tensors and lists of the output's size are kept for: memory is lost where every picture has a size of
-# its own.
+# Geometries that tensors of the output's size are kept for: memory is lost where every picture has a size of its own.
 _TENSORS = 32
 
 
