@@ -1,6 +1,8 @@
 """Which operators run; that nobody computes what nobody asked for; what torch's checks and its compiler say of them."""
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ import torch.nn.functional as F
 from support import CONV, CONV_TRANSPOSE, MAX_POOL, Recorder, example, laid_out, leaf, on_paths, ours
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.overrides import BaseTorchFunctionMode
 
 import torchconv
-from torchconv import functional
+from torchconv import functional, ops
 
 FUNCTIONS = functional.__all__
 ON_KERNELS = [name for name in FUNCTIONS if "2d" in name and "indices" not in name]
@@ -143,6 +146,39 @@ def test_one_byte_per_window_kept_for_backward(name):
     assert saved(name, ("input",)) == [(y.shape, torch.uint8)]
 
 
+WITH_WINNERS = [*MAX_POOL, "fractional_max_pool2d", "conv_relu_max_pool2d"]
+
+
+@pytest.mark.parametrize("name", WITH_WINNERS)
+def test_winners_get_no_gradient(name):
+    """Not even zeros, which torch would otherwise make for every output."""
+    tensors, arguments = call(name)
+    y = ours(name)(**tensors, **arguments)
+    y.sum().backward(retain_graph=True)  # what is kept for a geometry is made by now
+    with Recorder() as recorder:
+        y.backward(torch.ones_like(y))
+    assert recorder.ours
+    assert not [name for name in recorder.names if name.startswith("aten::zeros")]
+
+
+@pytest.mark.parametrize("name", WITH_WINNERS)
+def test_gradient_that_is_none(name):
+    """A Function behind ours may say that there is no gradient."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, t: Tensor) -> Tensor:
+            return t.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> None:
+            return None
+
+    tensors, arguments = call(name)
+    Stop.apply(ours(name)(**tensors, **arguments)).sum().backward()
+    assert all(t.grad is None for t in tensors.values())
+
+
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if "avg" in name])
 def test_averages_keep_nothing_for_backward(name):
     assert saved(name, ("input",)) == []
@@ -248,6 +284,88 @@ def test_compiles_for_any_kernel(name):
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(*(torch.autograd.grad(t.sin().sum(), w) for t in (y, expected)))
     assert counter.frame_count == 1
+
+
+# Who sees a call of an operator --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dispatched(monkeypatch) -> list[object]:
+    """The geometries that have gone through the dispatcher, as integers."""
+    seen = []
+    numbers = ops._numbers
+    monkeypatch.setattr(ops, "_numbers", lambda geometry: seen.append(geometry) or numbers(geometry))
+    return seen
+
+
+class Plain(Tensor):
+    """A subclass, which may do something of its own at every call."""
+
+
+WATCHERS = {
+    "dispatch mode": Recorder,
+    "function mode": BaseTorchFunctionMode,
+    "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+    "old profiler": torch.autograd.profiler.profile,
+    "autocast": lambda: torch.autocast("cpu"),
+    "inference": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_kernel_is_called_straight(name, dispatched):
+    """On the CPU, where nobody stands between: forward, backward and double backward."""
+    tensors, arguments = call(name)
+    run(name, tensors, arguments, order=2)
+    assert not dispatched
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
+def test_watchers_see_the_operator(watcher, dispatched):
+    tensors, arguments = call("max_pool2d")
+    expected = ours("max_pool2d")(**tensors, **arguments)
+    with WATCHERS[watcher]():
+        y = ours("max_pool2d")(**tensors, **arguments)
+    assert len(dispatched) == 1
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        lambda t: t.as_subclass(Plain),
+        torch._neg_view,
+        lambda t: t.to("meta"),
+        lambda t: t.requires_grad_() * 1,  # ordinary
+        torch.nn.Parameter,  # ordinary
+    ],
+    ids=["subclass", "negative", "meta", "requires grad", "parameter"],
+)
+def test_special_tensors_go_through_the_dispatcher(special, dispatched, request):
+    x = special(torch.randn(1, 2, 4, 4))
+    y = ours("avg_pool2d")(x, 2)
+    ordinary = request.node.callspec.id in ("requires grad", "parameter")
+    assert len(dispatched) == (0 if ordinary else 1)
+    if not y.is_meta:
+        torch.testing.assert_close(y.detach(), F.avg_pool2d(x, 2).detach())
+
+
+def test_straight_after_import_under_a_mode():
+    """What is usual is not learnt from the thread that imports."""
+    code = """
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+with torch.inference_mode(), FlopCounterMode(display=False):
+    import torchconv
+x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
+with FlopCounterMode(display=False) as counter:
+    torchconv.functional.conv2d(x, w)
+assert counter.get_total_flops() == 2 * 4 * 9
+torchconv.ops._numbers = None  # nothing may call it
+torchconv.functional.conv2d(x, w)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_inference_mode():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -75,10 +76,13 @@ def _operator(
         run = eager if algebra else getattr(kernels(), name)
         return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
-    def on_cpu(*args: Any) -> Any:
+    def computed(arguments: tuple[Any, ...], geometry: Any) -> Any:
         run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
         with memory:
-            return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
+            return run(*arguments, geometry, memory_format(*arguments[:by]))
+
+    def on_cpu(*args: Any) -> Any:
+        return computed(args[:-1], known(tuple(args[-1])))
 
     overload = getattr(torch.ops.torchconv, name).default
 
@@ -98,13 +102,44 @@ def _operator(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*args[:-1], to_numbers(args[-1]))
-        numbers = _numbers(args[-1])
+        arguments, geometry = args[:-1], args[-1]
+        straight = _straight(arguments)
         with _BelowAutograd():  # who asked for derivatives has called the Function
-            return overload(*args[:-1], numbers)
+            return computed(arguments, geometry) if straight else overload(*arguments, _numbers(geometry))
 
     call.__name__, call.__doc__ = name, eager.__doc__
     call.geometry = geometry  # type: ignore[attr-defined]
     return call
+
+
+_added, _taken = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_keys = torch._C._dispatch_keys
+# What a thread adds to the keys that operators are dispatched by, and takes from them, and those of an ordinary tensor:
+# as in a thread of its own, whatever this module is imported under.
+with ThreadPoolExecutor(1) as _thread:
+    _ADDED, _TAKEN, _DENSE = _thread.submit(
+        lambda: [keys.raw_repr() for keys in (_added(), _taken(), _keys(torch.empty(0, device="cpu")))]
+    ).result()
+_ORDINARY = {Tensor, torch.nn.Parameter}
+
+
+def _straight(arguments: tuple[Any, ...]) -> bool:
+    """Whether an operator with these arguments before its geometry is one for the CPU, and nobody wants to see it.
+
+    No mode, transform, autocast or profiler, and no subclass or special kind of tensor.  Then the kernel is called as
+    it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.
+    """
+    if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
+        return False
+    if _added().raw_repr() != _ADDED or _taken().raw_repr() != _TAKEN:
+        return False
+    for value in arguments:
+        if type(value) in _ORDINARY:
+            if _keys(value).raw_repr() != _DENSE:
+                return False
+        elif not (value is None or type(value) is bool):
+            return False
+    return True
 
 
 def differentiated() -> bool:

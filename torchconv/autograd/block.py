@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
-from torchconv.autograd.function import Direct, Masked, Sum, derivatives_of, run
+from torchconv.autograd.function import Direct, Masked, Sum, derivatives_of, run, without_derivative
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
 from torchconv.autograd.product import sum_to_channels
 from torchconv.geometry import BlockGeometry
@@ -59,13 +59,15 @@ class Block(_Composed):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, w, _, geometry = inputs
         ctx.geometry, ctx.format = geometry, memory_format(x, w)
-        ctx.mark_non_differentiable(output[1])
+        without_derivative(ctx, output[1])
         need_x, need_w = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_w else None, w if need_x else None, output[1])
         ctx.save_for_forward(x, w, output[1])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
+        if g is None:
+            return None, None, None, None
         x, w, winner = ctx.saved_tensors
         g = arranged(g, ctx.format)
         need_x, need_w, need_bias, _ = ctx.needs_input_grad

@@ -37,6 +37,15 @@ def run(function: Any, *args: Any) -> Any:
     return function.forward(*args) if traced else function.apply(*args)
 
 
+def without_derivative(ctx: Any, output: Tensor) -> None:
+    """Mark an output that has no derivative, such as indices, and keep torch from making it a gradient of zeros.
+
+    A gradient of the other output that is zero everywhere may then arrive as None.
+    """
+    ctx.mark_non_differentiable(output)
+    ctx.set_materialize_grads(False)
+
+
 class Direct(Function):
     """A Function that has a `setup_context`, and a shorter way to call it.
 

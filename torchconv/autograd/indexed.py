@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, run
+from torchconv.autograd.function import derivatives_of, run, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
@@ -86,10 +86,12 @@ class FractionalMaxPool(LinearMap):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _save(ctx, (inputs[0], output[1], IndexGeometry(inputs[2].input)))
-        ctx.mark_non_differentiable(output[1])
+        without_derivative(ctx, output[1])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
+        if g is None:
+            return None, None, None
         return index_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None, None
 
 

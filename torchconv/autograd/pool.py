@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, run
+from torchconv.autograd.function import derivatives_of, run, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
@@ -36,12 +36,14 @@ class MaxPool(LinearMap):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
-        ctx.mark_non_differentiable(output[1])
+        without_derivative(ctx, output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
+        if g is None:
+            return None, None
         return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
 
 
