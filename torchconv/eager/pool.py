@@ -24,6 +24,7 @@ from torchconv.eager.slices import (
     known_starts,
     side_by_side,
     single_windows,
+    tap_numbers,
     window_positions,
     window_starts,
 )
@@ -95,8 +96,7 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     """
     torch.amax(values, taps, out=y)
     number = values.shape[taps]
-    numbers = torch.arange(number, dtype=torch.float32 if number <= 2**24 else torch.float64)
-    numbers = numbers if taps else numbers.view(number, *(1,) * y.dim())
+    numbers = tap_numbers(number, 0 if taps else y.dim())
     nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
     lost = cast(torch.lt(values, y.unsqueeze(taps), out=values), numbers.dtype)
     candidates = torch.add(numbers, lost, alpha=number, out=lost)
@@ -233,11 +233,13 @@ def _behind_start(offset: Tensor, geometry: PoolGeometry) -> Tensor:
     If a tap of dimension d steps over u_d positions, the tap of digits t_d lies Σ t_d·u_d behind the window's start.
     The quotients q_d = offset // Π kernel behind d are at hand, and t_d = q_d − kernel_d · q_{d−1}.
     """
-    quotient, pixels, carried, behind = offset, 1, 0, None
+    behind, quotient, pixels, carried = None, offset, 1, 0
     for dim in reversed(range(geometry.rank)):
         step = pixels * geometry.dilation[dim]
-        moved = quotient * (step - carried) if step - carried != 1 else quotient
-        behind = moved if behind is None else behind + moved
+        if behind is None:
+            behind = quotient * step if step != 1 else quotient
+        else:
+            behind = torch.add(behind, quotient, alpha=step - carried)
         carried, pixels = geometry.kernel[dim] * step, pixels * geometry.input[dim]
         if dim:
             quotient = _quotient(quotient, geometry.kernel[dim], geometry.taps)
@@ -245,12 +247,16 @@ def _behind_start(offset: Tensor, geometry: PoolGeometry) -> Tensor:
 
 
 def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
-    """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast."""
-    if limit <= 256:
-        # In 16 bits no more than needed; else a constant, for the sizes of a traced adaptive window are symbols.
-        bits = (limit * divisor).bit_length() if t.dtype == torch.int16 else 16
-        return (t * (2**bits // divisor + 1)) >> bits  # exact, because t · divisor < 2^bits
-    return torch.div(t, divisor, rounding_mode="floor")
+    """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast, and by powers of 2 as a shift."""
+    if t.dtype == torch.int16:  # never while tracing, where the sizes of adaptive windows are symbols
+        if divisor.bit_count() == 1:
+            return t >> (divisor.bit_length() - 1)
+        bits = (limit * divisor).bit_length()  # no more than 16 bits need
+    elif limit <= 256:
+        bits = 16
+    else:
+        return torch.div(t, divisor, rounding_mode="floor")
+    return (t * (2**bits // divisor + 1)) >> bits  # exact, because t · divisor < 2^bits
 
 
 def _winners(offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor | None]:

@@ -96,6 +96,13 @@ def first_taps(geometry: PoolGeometry) -> Tensor:
 
 
 @functools.lru_cache(maxsize=_TENSORS)
+def tap_numbers(number: int, behind: int) -> Tensor:
+    """0, 1, … of so many taps, with so many dimensions of size 1 behind; floating point, and exact."""
+    dtype = torch.float32 if number <= 2**24 else torch.float64
+    return torch.arange(number, dtype=dtype).view(number, *(1,) * behind)
+
+
+@functools.lru_cache(maxsize=_TENSORS)
 def known_starts(geometry: PoolGeometry, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """`window_starts` in that type, and [*output] whether a window holds any input; None if all do."""
     full = torch.ones((), dtype=torch.bool)
