@@ -10,6 +10,7 @@ A winner is kept as the flat position of its tap in the window (`offset`), one b
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -247,7 +248,7 @@ def _behind_start(offset: Tensor, geometry: PoolGeometry) -> Tensor:
 
 
 def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
-    """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast, and by powers of 2 as a shift."""
+    """t // divisor for 0 ≤ t < limit; for small numbers as a product, 8 times as fast, by powers of 2 as a shift."""
     if t.dtype == torch.int16:  # never while tracing, where the sizes of adaptive windows are symbols
         if divisor.bit_count() == 1:
             return t >> (divisor.bit_length() - 1)
@@ -268,6 +269,7 @@ def _winners(offset: Tensor, geometry: PoolGeometry, format: torch.memory_format
     return (index, None) if full is None else (index.mul_(full), full)
 
 
+@functools.lru_cache(maxsize=256)
 def _narrow_dtype(geometry: PoolGeometry) -> torch.dtype:
     """A type that holds the winners, and what they are computed from: half the bytes take half the time."""
     pixels = math.prod(geometry.input)

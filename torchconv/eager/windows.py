@@ -44,6 +44,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+@functools.lru_cache(maxsize=1024)
 def chunks(number: int, elements: int, limit: int) -> list[slice]:
     """Slices of a number of things, alike but for the last: of at most `limit` elements, so many a thing, or of one."""
     slices = -(-number // max(1, limit // max(1, elements)))
