@@ -128,6 +128,7 @@ def _straight(arguments: tuple[Any, ...]) -> bool:
 
     No mode, transform, autocast or profiler, and no subclass or special kind of tensor.  Then the kernel is called as
     it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.
+    (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
     """
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
