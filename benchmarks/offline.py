@@ -13,13 +13,14 @@ Needs a process without TRITON_INTERPRET; run with Triton 3.8.0.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction, _triton_jit_function_registry
+from triton.runtime.jit import JITFunction
 
 from triton_kernels import INTERPRETED
 
@@ -92,8 +93,11 @@ def compiling_for(name: str) -> Iterator[list[Compiled]]:
 
 def _forget_compiled() -> None:
     """Triton keeps kernels by device number, and all targets here are device 0."""
-    for function in _triton_jit_function_registry.values():
-        function.device_caches.clear()
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "triton_kernels":
+            for function in vars(module).values():
+                if isinstance(function, JITFunction):
+                    function.device_caches.clear()
 
 
 class _Utils:

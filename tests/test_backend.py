@@ -172,3 +172,20 @@ with torchconv.backend("triton"):
     assert done.returncode != 0
     assert "RuntimeError: backend 'triton' needs Triton" in done.stderr
     assert "pip install triton" in done.stderr
+
+
+def test_old_triton():
+    """The kernels say what they need; the tensor algebra works."""
+    done = python(
+        """
+import triton, torchconv
+triton.__version__ = "3.4.0"
+print(torchconv.functional.conv2d(x, w).dim(), flush=True)
+with torchconv.backend("triton"):
+    print("entered")
+""",
+        TRITON_INTERPRET="1",
+    )
+    assert done.stdout.split() == ["4"]
+    assert "ImportError: the kernels need Triton 3.5 or newer" in done.stderr
+    assert "this is Triton 3.4.0" in done.stderr

@@ -88,6 +88,7 @@ def kernels() -> ModuleType:
 
     Raises:
         RuntimeError: it is the other one that Python finds.
+        ImportError: Triton is missing, or too old.
     """
     if message := other_kernels():
         raise RuntimeError(message)

@@ -25,7 +25,7 @@ Geometry = TypeVar("Geometry")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def fields_of(geometry: object) -> tuple[object, ...]:
+def fields_of(geometry: object) -> tuple[Any, ...]:
     """The values of a geometry's fields (or, of its class, their names), in order."""
     names = tuple(geometry.__dataclass_fields__)  # type: ignore[attr-defined]
     return names if isinstance(geometry, type) else tuple(getattr(geometry, name) for name in names)

@@ -14,9 +14,15 @@ from torch import Tensor
 
 from triton_kernels.tiles import split_pixel
 
+# Older ones have no product of float64, nor of fewer than 16 columns.
+LEAST_TRITON = (3, 5)
+if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
+    raise ImportError(
+        f"the kernels need Triton 3.5 or newer, which comes with PyTorch 2.9, but this is Triton {triton.__version__}"
+    )
+
 # Triton reads TRITON_INTERPRET when it is imported, and from then on every kernel is either compiled or interpreted.
 INTERPRETED: bool = not isinstance(split_pixel, triton.JITFunction)
-
 
 # Bytes that one program of an elementwise kernel computes: for each of 128 threads eight float32 or half floats, which
 # are 16 bytes at least, or four float64.
