@@ -214,7 +214,7 @@ class BlockGeometry(ConvGeometry):
         return tuple(o // p for o, p in zip(self.output, self.pool))
 
     def of_conv_alone(self) -> ConvGeometry:
-        return ConvGeometry(*(getattr(self, name) for name in fields_of(ConvGeometry)))  # type: ignore[call-overload]
+        return ConvGeometry(*(getattr(self, name) for name in fields_of(ConvGeometry)))
 
     def of_patches(self) -> ConvGeometry:
         """The convolution whose windows are all that a pooling window sees, and whose output is the pooled one."""
