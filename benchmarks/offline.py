@@ -93,11 +93,10 @@ def compiling_for(name: str) -> Iterator[list[Compiled]]:
 
 def _forget_compiled() -> None:
     """Triton keeps kernels by device number, and all targets here are device 0."""
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "triton_kernels":
-            for function in vars(module).values():
-                if isinstance(function, JITFunction):
-                    function.device_caches.clear()
+    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "triton_kernels"]
+    for value in (value for module in ours for value in vars(module).values()):
+        if isinstance(value, JITFunction):
+            value.device_caches.clear()
 
 
 class _Utils:

@@ -25,7 +25,7 @@ import triton
 import triton_kernels
 from benchmarks import tables
 from benchmarks.offline import TARGETS, Compiled, compiling_for
-from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, ConvGeometry, PoolGeometry, extended
 from triton_kernels import configs
 from triton_kernels.launch import dot_precision
 
@@ -270,7 +270,7 @@ def run_layer(layer: Layer, dtype: torch.dtype, memory_format: torch.memory_form
     pool = PoolGeometry.of_pool(y.shape, 2, 2, 2, 0, 1, False)
     pooled, offset = triton_kernels.max_pool(y, pool, memory_format)
     triton_kernels.max_pool_scatter(pooled, offset, pool, memory_format)
-    average = AvgGeometry(*fields_of(pool), True, 0)  # type: ignore[arg-type]
+    average = extended(AvgGeometry, pool, True, 0)
     triton_kernels.avg_pool(y, average, memory_format)
     triton_kernels.avg_pool_grad(pooled, average, memory_format)
 

@@ -27,7 +27,7 @@ import triton_kernels
 from benchmarks import tables
 from benchmarks.counters import SECTOR, Count, counted
 from benchmarks.layers import BLOCKS, LAYERS, Layer
-from torchconv.geometry import BlockGeometry, ConvGeometry, PoolGeometry, fields_of
+from torchconv.geometry import BlockGeometry, ConvGeometry, PoolGeometry, extended
 
 FORMATS = ("NCHW", "NHWC")
 # From so many channels on both sides, a product is to waste next to nothing.
@@ -139,7 +139,7 @@ def pool_passes(geometry: PoolGeometry, size: Sequence[int], make: Maker) -> lis
 
 def block_passes(layer: Layer, conv: Any, make: Maker, pool: tuple[int, ...]) -> list[Pass]:
     """The fused block with windows of `pool`; of the backward passes, those that training asks for."""
-    geometry = BlockGeometry(*fields_of(conv_geometry(layer, conv)), pool)  # type: ignore[arg-type]
+    geometry = extended(BlockGeometry, conv_geometry(layer, conv), pool)
     x, w, bias = make(*layer.size), make(*conv.weight.shape), make(conv.out_channels)
     g = make(x.shape[0], w.shape[0], *geometry.pooled)
     winners, format = make(*g.shape, dtype=torch.uint8), make.memory_format(geometry.rank)

@@ -31,6 +31,11 @@ def fields_of(geometry: object) -> tuple[Any, ...]:
     return names if isinstance(geometry, type) else tuple(getattr(geometry, name) for name in names)
 
 
+def extended(cls: type[Geometry], geometry: object, *more: object) -> Geometry:
+    """A geometry of a class that adds these fields to those of another's."""
+    return cls(*fields_of(geometry), *more)
+
+
 def to_numbers(geometry: object) -> Ints:
     """A geometry as an operator takes it: its fields one after the other, a padding mode as its place in the list."""
     numbers: list[Any] = []

@@ -15,8 +15,7 @@ from torch import Tensor
 from triton_kernels.tiles import split_pixel
 
 # Older ones have no product of float64, nor of fewer than 16 columns.
-LEAST_TRITON = (3, 5)
-if tuple(map(int, triton.__version__.split(".")[:2])) < LEAST_TRITON:
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(
         f"the kernels need Triton 3.5 or newer, which comes with PyTorch 2.9, but this is Triton {triton.__version__}"
     )

@@ -252,7 +252,7 @@ def _quotient(t: Tensor, divisor: int, limit: int) -> Tensor:
     if t.dtype == torch.int16:  # never while tracing, where the sizes of adaptive windows are symbols
         if divisor.bit_count() == 1:
             return t >> (divisor.bit_length() - 1)
-        bits = (limit * divisor).bit_length()  # no more than 16 bits need
+        bits = (limit * divisor).bit_length()  # few, so that the product fits as well
     elif limit <= 256:
         bits = 16
     else:

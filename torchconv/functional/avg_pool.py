@@ -22,7 +22,7 @@ from torchconv.functional.arguments import (
     check_input,
     check_tensor,
 )
-from torchconv.geometry import AvgGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, PoolGeometry, extended
 from torchconv.integers import as_int, is_integer, remembered
 
 
@@ -233,7 +233,7 @@ def _averaging(
         raise RuntimeError(
             f"{name}(): input smaller than kernel size: {pool.input} and {pool.kernel}, not counting the padding"
         )
-    return AvgGeometry(*(*fields_of(pool), count_include_pad, as_int(divisor_override or 0)))
+    return extended(AvgGeometry, pool, count_include_pad, as_int(divisor_override or 0))
 
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
@@ -247,7 +247,7 @@ def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: Adaptiv
 @remembered
 def _adaptive_averaging(size: Sequence[int], rank: int, output_size: AdaptiveSize) -> AvgGeometry:
     pool = PoolGeometry.of_adaptive(size, rank, output_size)
-    return AvgGeometry(*(*fields_of(pool), False, 0))
+    return extended(AvgGeometry, pool, False, 0)
 
 
 def _lp_pool(

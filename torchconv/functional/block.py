@@ -9,7 +9,7 @@ from torch import Tensor
 from torchconv import autograd
 from torchconv.functional.arguments import FLOATS, Size, batched, check_channels, check_dtype
 from torchconv.functional.conv import check_bias, check_factors
-from torchconv.geometry import BlockGeometry, ConvGeometry, fields_of
+from torchconv.geometry import BlockGeometry, ConvGeometry, extended
 from torchconv.integers import as_tuple, remembered
 
 
@@ -76,7 +76,7 @@ def _geometry(
     if min(pool) <= 0 or pool[0] * pool[1] > 255:
         raise RuntimeError(f"pool_size should be positive and span at most 255 pixels, but got pool_size={pool}")
     conv = ConvGeometry.of_conv(input, weight, stride, padding, dilation, groups)
-    geometry = BlockGeometry(*(*fields_of(conv), pool))
+    geometry = extended(BlockGeometry, conv, pool)
     if min(geometry.pooled) <= 0:
         raise RuntimeError(
             f"output size is too small: pooling the convolution's output of size {conv.output} "

@@ -231,6 +231,7 @@ def check_factors(
     if weight.dim() != rank + 2:
         raise RuntimeError(f"expected {rank + 2}D weight for {name}, but got weight of size {list(weight.shape)}")
     device_type = input.device.type
+    # The operators' devices: to ask torch which ones have autocast breaks the graph of older Dynamos.
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = _rounded(input, dtype), _rounded(weight, dtype)
