@@ -501,7 +501,7 @@ def test_signature(name):
 def test_inference_before_training():
     """What an inference call leaves behind, a training call uses."""
     x, w = torch.randn(2, 3, 7, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    windows.memory.idle.clear()
+    windows.per_thread.scratch.idle.clear()
     with torch.inference_mode():
         functional.conv2d(x, w)
     leaf_w = leaf(w)

@@ -540,7 +540,7 @@ def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
     """Of windows that overlap much, no more are laid side by side at a time than fit into a chunk."""
     x = torch.randn(8, 2, size, size)
     monkeypatch.setattr(eager_pool, "_CHUNK", x.numel())
-    windows.memory.idle.clear()  # what other tests left is larger
+    windows.per_thread.scratch.idle.clear()  # what other tests left is larger
     with Recorder() as recorder:
         functional.max_pool2d(x, kernel, 1)
     largest = max(a.numel() for _, args in recorder.calls for a in args if isinstance(a, torch.Tensor))

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-_CONSTANTS = {int, bool, str, type(None)}
+# Sizes hold ints, or symbols, which have no hash.
+_CONSTANTS = {int, bool, str, type(None), torch.Size}
 
 
 def is_integer(value: object) -> bool:
@@ -62,7 +63,11 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         for value in args:
             if type(value) not in _CONSTANTS and not (isinstance(value, tuple) and _are_ints(value)):
                 return function(*args)
-        return kept(*args)
+        try:
+            return kept(*args)
+        except TypeError:  # symbols, or an error that comes again
+            pass
+        return function(*args)
 
     return call
 

@@ -16,10 +16,7 @@ def is_channels_last(t: Tensor) -> bool:
     """
     if t.dim() not in _CHANNELS_LAST:
         return False
-    stride = t.stride()
-    if stride[-1] < stride[1]:  # most tensors
-        return False
-    size, least = t.shape, 0
+    size, stride, least = t.shape, t.stride(), 0
     for dim in _CHANNELS_LAST[t.dim()]:
         if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
             return False
@@ -30,7 +27,8 @@ def is_channels_last(t: Tensor) -> bool:
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """The format of a result of these tensors: channels_last if one of them is."""
     for t in tensors:
-        if is_channels_last(t):
+        stride = t.stride()
+        if stride[-1] >= stride[1] and is_channels_last(t):  # of most tensors the first says no
             return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
     return torch.contiguous_format
 

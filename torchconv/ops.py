@@ -25,7 +25,7 @@ from torchconv.eager import block as eager_block
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager_pool
-from torchconv.eager.windows import memory
+from torchconv.eager.windows import in_scratch
 from torchconv.geometry import (
     AvgGeometry,
     BlockGeometry,
@@ -76,13 +76,11 @@ def _operator(
         run = eager if algebra else getattr(kernels(), name)
         return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
-    def computed(arguments: tuple[Any, ...], geometry: Any) -> Any:
-        run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
-        with memory:
-            return run(*arguments, geometry, memory_format(*arguments[:by]))
+    def for_cpu() -> Callable[..., Any]:
+        return eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
 
     def on_cpu(*args: Any) -> Any:
-        return computed(args[:-1], known(tuple(args[-1])))
+        return in_scratch(for_cpu(), *args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     overload = getattr(torch.ops.torchconv, name).default
 
@@ -102,29 +100,29 @@ def _operator(
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*args[:-1], to_numbers(args[-1]))
-        arguments, geometry = args[:-1], args[-1]
-        straight = _straight(arguments)
+        straight = _straight(args)
         with _BelowAutograd():  # who asked for derivatives has called the Function
-            return computed(arguments, geometry) if straight else overload(*arguments, _numbers(geometry))
+            if straight:
+                return in_scratch(for_cpu(), *args, memory_format(*args[:by]))
+            return overload(*args[:-1], _numbers(args[-1]))
 
     call.__name__, call.__doc__ = name, eager.__doc__
     call.geometry = geometry  # type: ignore[attr-defined]
     return call
 
 
-_added, _taken = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
-_keys = torch._C._dispatch_keys
-# What a thread adds to the keys that operators are dispatched by, and takes from them, and those of an ordinary tensor:
-# as in a thread of its own, whatever this module is imported under.
+_added, _keys = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_keys
+# What a thread adds to the keys that operators are dispatched by, and those of an ordinary tensor: as in a thread of
+# its own, whatever this module is imported under.
 with ThreadPoolExecutor(1) as _thread:
-    _ADDED, _TAKEN, _DENSE = _thread.submit(
-        lambda: [keys.raw_repr() for keys in (_added(), _taken(), _keys(torch.empty(0, device="cpu")))]
-    ).result()
-_ORDINARY = {Tensor, torch.nn.Parameter}
+    _ADDED = _thread.submit(lambda: _added().raw_repr()).result()
+    _DENSE = _thread.submit(lambda: _keys(torch.empty(0, device="cpu")).raw_repr()).result()
+_TENSORS = {Tensor, torch.nn.Parameter}
+_OTHERS = {type(None), bool, ConvGeometry, BlockGeometry, PoolGeometry, AvgGeometry, FractionalGeometry, IndexGeometry}
 
 
 def _straight(arguments: tuple[Any, ...]) -> bool:
-    """Whether an operator with these arguments before its geometry is one for the CPU, and nobody wants to see it.
+    """Whether an operator with these arguments is one for the CPU, and nobody wants to see it.
 
     No mode, transform, autocast or profiler, and no subclass or special kind of tensor.  Then the kernel is called as
     it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.
@@ -132,14 +130,13 @@ def _straight(arguments: tuple[Any, ...]) -> bool:
     """
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
-    # More keys may be taken, and are in older backward passes; autocast gives its own back.
-    if _added().raw_repr() != _ADDED or _TAKEN & ~_taken().raw_repr():
+    if torch.is_autocast_enabled("cpu") or _added().raw_repr() != _ADDED:
         return False
     for value in arguments:
-        if type(value) in _ORDINARY:
+        if type(value) in _TENSORS:
             if _keys(value).raw_repr() != _DENSE:
                 return False
-        elif not (value is None or type(value) is bool):
+        elif type(value) not in _OTHERS:
             return False
     return True
 
@@ -154,7 +151,7 @@ def differentiate(operator: Any, function: Any) -> None:
 
     Args:
         operator: one of the functions below.
-        function: a `torch.autograd.Function` of the same arguments, whose forward pass calls it.
+        function: a `torch.autograd.Function` of the same arguments, whose forward pass it is.
     """
     overload = getattr(torch.ops.torchconv, operator.__name__).default
 

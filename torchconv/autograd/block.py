@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
-from torchconv.autograd.function import Direct, Masked, Sum, derivatives_of, run, without_derivative
+from torchconv.autograd.function import Masked, Sum, derivatives_of, run, without_derivative
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
 from torchconv.autograd.product import sum_to_channels
 from torchconv.geometry import BlockGeometry
 from torchconv.layout import arranged, memory_format
 
 
-class _Composed(Direct):
+class _Composed(Function):
     """What can also be computed by the functions that the block fuses: `unfused`."""
 
     unfused: Callable[..., Any]
@@ -50,10 +51,6 @@ class _Composed(Direct):
 @derivatives_of(ops.block_fprop)
 class Block(_Composed):
     """(y, winner) [N, O, *pooled] of x [N, C, *input], w [O, C/groups, *kernel] and bias [O] or None."""
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
-        return ops.block_fprop(x, w, bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -99,10 +96,6 @@ class BlockInputGrad(_Composed):
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
 
     @staticmethod
-    def forward(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
-        return ops.block_dgrad(g, winner, w, geometry)
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         g, winner, w, ctx.geometry = inputs
         need_g, _, need_w, _ = ctx.needs_input_grad
@@ -133,12 +126,6 @@ class BlockInputGrad(_Composed):
 @derivatives_of(ops.block_wgrad)
 class BlockWeightGrad(_Composed):
     """w̄ [O, C/groups, *kernel], and with `with_bias` b̄ [O], of the pooled gradient g [N, O, *pooled]."""
-
-    @staticmethod
-    def forward(
-        x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
-    ) -> tuple[Tensor, Tensor]:
-        return ops.block_wgrad(x, g, winner, with_bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

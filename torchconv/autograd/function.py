@@ -14,13 +14,14 @@ from torchconv import ops
 
 
 def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Mark a Function as the derivatives of the operator that is its forward pass.
+    """Mark a Function as the derivatives of an operator, which is its forward pass.
 
-    So they are the operator's in a graph of nothing but operators, too: torch's compiler differentiates that, and an
+    They are the operator's in a graph of nothing but operators, too: torch's compiler differentiates that, and an
     exported program is one.
     """
 
     def register(function: Any) -> Any:
+        function.forward = staticmethod(operator)
         ops.differentiate(operator, function)
         return function
 
@@ -28,13 +29,34 @@ def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def run(function: Any, *args: Any) -> Any:
-    """The Function's result; while Dynamo traces, which refuses one that defines `jvp`, the operator's.
+    """The Function's result, by the shortest way.
 
-    Inside a transform of `torch.func` it is to refuse, and leave the transform to run as it is: there torch would look
+    Of a Function that has a `setup_context`, `apply` looks up the signature at every call, to fill in defaults, which
+    takes longer than all else of a call on a small input.  Only `torch.func` has to have the two halves of the forward
+    pass apart.  Where no derivative is wanted, as in most backward passes, the forward pass is all there is to do.  So
+    it is while Dynamo traces, which refuses a Function that defines `jvp`, and takes the operator's derivatives; inside
+    a transform of `torch.func` it is to refuse, and leave the transform to run as it is, for there torch would look
     for the operator's own rules.
     """
-    traced = torch.compiler.is_dynamo_compiling() and torch._C._functorch.maybe_current_level() is None
-    return function.forward(*args) if traced else function.apply(*args)
+    if torch.compiler.is_dynamo_compiling():
+        transformed = torch._C._functorch.maybe_current_level() is not None
+        return function.apply(*args) if transformed else function.forward(*args)
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return _joined(function).apply(*args) if ops.differentiated() else function.forward(*args)
+
+
+@functools.cache
+def _joined(cls: Any) -> Any:
+    """A Function with a forward pass in one: `forward` and then `setup_context`."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = cls.forward(*args)
+        cls.setup_context(ctx, args, output)
+        return output
+
+    body = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
+    return type(cls.__name__, (cls,), body)
 
 
 def without_derivative(ctx: Any, output: Tensor) -> None:
@@ -46,23 +68,7 @@ def without_derivative(ctx: Any, output: Tensor) -> None:
     ctx.set_materialize_grads(False)
 
 
-class Direct(Function):
-    """A Function that has a `setup_context`, and a shorter way to call it.
-
-    Of such a Function torch looks up the signature at every call, to fill in defaults, which took longer than all else
-    of a call on a small input.  Only `torch.func` has to have the two halves of the forward pass apart.  And where no
-    derivative is wanted, as in most backward passes, the forward pass is all there is to do.
-    """
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        function: Any = cls
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return _joined(function).apply(*args) if ops.differentiated() else function.forward(*args)
-
-
-class Sum(Direct):
+class Sum(Function):
     """a + b inside a `jvp`: of a plain operator there, torch drops the tangents of the levels around it."""
 
     @staticmethod
@@ -86,7 +92,7 @@ class Sum(Direct):
         return Sum.apply(*batch_first(info, in_dims, args)), 0
 
 
-class Masked(Direct):
+class Masked(Function):
     """t · mask, likewise; the mask has no derivative."""
 
     @staticmethod
@@ -114,20 +120,3 @@ class Masked(Direct):
 def batch_first(info: Any, in_dims: tuple[int | None, ...], args: tuple[Tensor, ...]) -> list[Tensor]:
     """What `vmap` maps over as the first dimension of each, also of those that have no batch."""
     return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(args, in_dims)]
-
-
-@functools.cache
-def _joined(cls: Any) -> Any:
-    """A Function with a forward pass in one: `forward` and then `setup_context`."""
-
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = cls.forward(*args)
-        cls.setup_context(ctx, args, output)
-        return output
-
-    body = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(Function.setup_context),
-        "apply": Function.__dict__["apply"],
-    }
-    return type(cls.__name__, (cls,), body)

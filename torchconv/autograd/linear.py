@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import Function
 
-from torchconv.autograd.function import Direct, batch_first
+from torchconv.autograd.function import batch_first
 
 
-class LinearMap(Direct):
+class LinearMap(Function):
     """Forward mode and batching of linear maps.
 
     `tangent` is the linear map that is the derivative: the Function itself, or for those that find winners the gather

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from torchconv.autograd.function import Direct, Sum
+from torchconv.autograd.function import Sum
 from torchconv.geometry import ConvGeometry
 
 
-class Product(Direct):
+class Product(Function):
     """Forward mode and batching (`torch.func.vmap`) of the three products.
 
     `letters` names the roles of the first factor, the second, and the result.

@@ -23,6 +23,7 @@ from torchconv.eager.slices import (
     divisors,
     first_taps,
     known_starts,
+    padded_size,
     side_by_side,
     single_windows,
     tap_numbers,
@@ -56,9 +57,10 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
 
 def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
     """Max pooling into `y` and `offset`: windows at regular steps, which are a view with dimensions of taps more."""
-    if geometry.padded != geometry.input:
+    size = padded_size(geometry)
+    if size != geometry.input:
         inside = (slice(p, p + i) for p, i in zip(geometry.padding, geometry.input))
-        padded = _scratch((*x.shape[:2], *geometry.padded), "padded", x.dtype, format).fill_(_lowest(x.dtype))
+        padded = _scratch((*x.shape[:2], *size), "padded", x.dtype, format).fill_(_lowest(x.dtype))
         padded[last(inside)] = x
         x = padded
     lanes, steps = x.stride()[:2], x.stride()[2:]
@@ -66,17 +68,17 @@ def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
     by_output = [step * stride for step, stride in zip(steps, geometry.stride)]
     first = first_taps(geometry)
     for rows in chunks(geometry.output[0], y.numel() // geometry.output[0] * geometry.taps, _CHUNK):
-        samples, *others = size = (*x.shape[:2], rows.stop - rows.start, *geometry.output[1:])
+        size = (*x.shape[:2], rows.stop - rows.start, *geometry.output[1:])
         start = x.storage_offset() + rows.start * by_output[0]
         # They are copied to where the longer of the two is dense: windows, or outputs.
         if format == torch.contiguous_format and geometry.taps > math.prod(geometry.output):
-            values, taps = _scratch((*size, geometry.taps), "values", x.dtype), -1
             view = x.as_strided((*size, *geometry.kernel), (*lanes, *by_output, *by_tap), start)
+            values = scratch(view.shape, "pool values", x.dtype).copy_(view)
+            values, taps = values.flatten(-geometry.rank), -1
         else:
-            values, taps = _scratch((geometry.taps * samples, *others), "values", x.dtype, format), 0
-            values = values.unflatten(0, (geometry.taps, samples))
             view = x.as_strided((*geometry.kernel, *size), (*by_tap, *lanes, *by_output), start)
-        values.unflatten(taps, geometry.kernel).copy_(view)
+            values = _scratch(size, "values", x.dtype, format, geometry.kernel).copy_(view)
+            values, taps = values.flatten(0, geometry.rank - 1), 0
         _reduce(values, taps, piece(y, rows, 2), piece(offset, rows, 2), first[rows] if first.dim() else first)
 
 
@@ -300,12 +302,16 @@ def _empty(like: Tensor, spatial: Sequence[int], format: torch.memory_format) ->
 
 
 def _scratch(
-    size: tuple[int, ...], name: str, dtype: torch.dtype, format: torch.memory_format = torch.contiguous_format
+    size: tuple[int, ...],
+    name: str,
+    dtype: torch.dtype,
+    format: torch.memory_format = torch.contiguous_format,
+    before: tuple[int, ...] = (),
 ) -> Tensor:
-    """Scratch memory [N, C, *] in a memory format."""
+    """Scratch memory [N, C, *] in a memory format, or so much of it for each of the positions `before`."""
     if format == torch.contiguous_format:
-        return scratch(size, f"pool {name}", dtype)
-    return scratch((size[0], *size[2:], size[1]), f"pool {name}", dtype).movedim(-1, 1)
+        return scratch((*before, *size), f"pool {name}", dtype)
+    return scratch((*before, size[0], *size[2:], size[1]), f"pool {name}", dtype).movedim(-1, len(before) + 1)
 
 
 def _chunks(x: Tensor, geometry: PoolGeometry) -> list[slice]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
+from torchconv.geometry import AvgGeometry, Axis, Ints, PoolGeometry
 
 _Index = tuple[Any, ...]
 _EVERYTHING: _Index = (slice(None), slice(None))  # all samples and channels
@@ -64,6 +64,12 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
     inputs = (_window(axis, 0) if axis.output == 1 else slice(None) for _, axis in axes)
     single = Single([dim for dim, axis in axes if axis.output == 1], (*_EVERYTHING, *inputs))
     return single, [(dim, axis) for dim, axis in axes if axis.output != 1]
+
+
+@functools.lru_cache(maxsize=256)
+def padded_size(geometry: PoolGeometry) -> Ints:
+    """`geometry.padded`, which takes as long to find as a small tensor to reduce."""
+    return geometry.padded
 
 
 @functools.lru_cache(maxsize=_TENSORS)

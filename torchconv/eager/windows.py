@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -313,26 +313,37 @@ def settle(total: Tensor, bias: Tensor | None, target: Tensor) -> None:
         target.copy_(total)
 
 
-class _Memory(threading.local):
-    """Scratch memory of a thread, for one operator after the other: `with memory:` it has some that no other one uses.
+class _Scratch:
+    """Scratch memory by name and type: what the innermost operator uses, and what the next one inside it may."""
+
+    __slots__ = ("idle", "used")
+
+    def __init__(self) -> None:
+        self.idle: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.used: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.scratch = _Scratch()
+
+
+per_thread = _PerThread()
+
+
+def in_scratch(run: Callable[..., Any], *args: Any) -> Any:
+    """`run(*args)`, with scratch memory that no other operator uses.
 
     Python may run anything between two lines of an operator, a signal's handler or the finaliser of some object, and
     that may convolve as well.
     """
-
-    def __init__(self) -> None:
-        self.idle: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.used: list[dict[tuple[str, torch.dtype], Tensor]] = [{}]  # that of the innermost operator last
-
-    def __enter__(self) -> None:
-        kept, self.idle = self.idle, {}
-        self.used.append(kept)
-
-    def __exit__(self, *error: object) -> None:
-        self.idle = self.used.pop()
-
-
-memory = _Memory()
+    kept = per_thread.scratch
+    outer, mine = kept.used, kept.idle
+    kept.used, kept.idle = mine, {}
+    try:
+        return run(*args)
+    finally:
+        kept.used, kept.idle = outer, mine
 
 
 def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
@@ -344,7 +355,7 @@ def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
     elements = math.prod(size)
     if elements > _KEPT:
         return torch.empty(size, dtype=dtype)
-    used = memory.used[-1]
+    used = per_thread.scratch.used
     kept = used.get((name, dtype))
     if kept is None or kept.numel() < elements:
         kept = used[name, dtype] = torch.empty(elements, dtype=dtype)
