@@ -96,6 +96,16 @@ def assert_close(actual: Tensor, expected: Tensor, terms: int, what: str = "", r
     )
 
 
+def check_winners(name: str, x: Tensor, arguments: dict[str, Any], device: torch.device) -> None:
+    """Values equal torch's in every bit, and so do the indices."""
+    exact = x.double() if x.is_floating_point() else x.long() if name != "max_pool1d" else x.double()
+    expected, expected_index = torchs(name)(exact.contiguous(), return_indices=True, **arguments)
+    y, index = ours(name)(x.to(device), return_indices=True, **arguments)
+    assert index.dtype is torch.int64
+    torch.testing.assert_close(y.cpu(), expected.to(x.dtype), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(index.cpu(), expected_index)
+
+
 LAYOUTS = ("contiguous", "channels_last", "permuted", "strided", "expanded")
 
 

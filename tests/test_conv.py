@@ -1,11 +1,9 @@
 """Convolution and transposed convolution against torch.nn.functional: values, gradients, dtypes, layouts, formats."""
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 import torch.nn.functional as F
+from convolutions import TYPICAL, check, conv, operands, result_of, terms
 from support import (
     CONV,
     CONV_TRANSPOSE,
@@ -26,22 +24,7 @@ from support import (
 )
 from torch import Tensor
 
-from torchconv import functional
-from torchconv.eager import matmul, pool, windows
-
 pytestmark = pytest.mark.usefixtures("nan_filled")
-
-
-class Case(NamedTuple):
-    """Shapes of input and weight, and the other arguments."""
-
-    input: tuple[int, ...]
-    weight: tuple[int, ...]
-    arguments: dict[str, Any]
-
-
-def conv(input: tuple[int, ...], weight: tuple[int, ...], **arguments: Any) -> Case:
-    return Case(input, weight, arguments)
 
 
 CONV_CASES = {
@@ -155,63 +138,7 @@ CASES = {f"conv: {name}": case for name, case in CONV_CASES.items()} | {
 ON_KERNELS = [f"conv: {name}" for name in CONV_ON_KERNELS]
 ON_KERNELS += [f"conv_transpose: {name}" for name in CONV_TRANSPOSE_ON_KERNELS]
 
-# For each function, the case that stands for it where something other than the shape varies.
-TYPICAL = {
-    "conv1d": conv((2, 4, 9), (6, 2, 3), stride=2, padding=1, groups=2),
-    "conv2d": conv((2, 4, 7, 6), (6, 2, 3, 2), stride=(2, 1), padding=1, dilation=(1, 2), groups=2),
-    "conv3d": conv((2, 2, 4, 3, 5), (4, 2, 2, 3, 2), stride=(1, 2, 1), padding=1),
-    "conv_transpose1d": conv((2, 4, 5), (4, 3, 3), stride=2, padding=1, output_padding=1, groups=2),
-    "conv_transpose2d": conv((2, 4, 4, 3), (4, 3, 3, 2), stride=(2, 1), dilation=(1, 2), padding=1, groups=2),
-    "conv_transpose3d": conv((2, 2, 3, 2, 3), (2, 4, 2, 3, 2), stride=(1, 2, 1), padding=1),
-}
 TYPICAL_ON_KERNELS = ("conv2d", "conv_transpose2d")
-
-
-def outputs(name: str, case: Case) -> int:
-    """Number of output channels."""
-    transposed = name.startswith("conv_transpose")
-    return case.weight[1] * case.arguments.get("groups", 1) if transposed else case.weight[0]
-
-
-def operands(name: str, case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    sizes = {"input": case.input, "weight": case.weight, "bias": (outputs(name, case),)}
-    return {key: torch.randn(size).to(dtype) for key, size in sizes.items()}
-
-
-def terms(name: str, case: Case, y: Tensor) -> dict[str, int]:
-    """How many products each element of the result and of the gradients sums."""
-    rank, groups = rank_of(name), case.arguments.get("groups", 1)
-    taps = torch.Size(case.weight[2:]).numel()
-    first, second = case.weight[0] // groups, case.weight[1]
-    if name.startswith("conv_transpose"):
-        pixels = torch.Size(case.input).numel() // case.input[-rank - 1]
-        return {"y": first * taps, "input": second * taps, "weight": pixels, "bias": y.numel() // y.shape[-rank - 1]}
-    pixels = y.numel() // y.shape[-rank - 1]
-    return {"y": second * taps, "input": first * taps, "weight": pixels, "bias": pixels}
-
-
-def check(name: str, case: Case, tensors: dict[str, Tensor | None], device: torch.device, g: Tensor | None) -> None:
-    """Values and gradients for the gradient `g` of the result (None: `y.sum().backward()`) are torch's in float64."""
-    expected, expected_gradients = reference(name, tensors, g, **case.arguments)
-    leaves = {key: None if t is None else leaf(t, device) for key, t in tensors.items()}
-    y = ours(name)(**leaves, **case.arguments)
-    if g is None:
-        y.sum().backward()
-    else:
-        y.backward(g.to(device))
-    count = terms(name, case, expected)
-    assert y.dtype is tensors["input"].dtype
-    assert y.device.type == device.type
-    assert_close(y, expected, count["y"], "output")
-    for key, gradient in expected_gradients.items():
-        assert leaves[key].grad.dtype is tensors[key].dtype
-        assert_close(leaves[key].grad, gradient, count[key], f"gradient of {key}")
-
-
-def result_of(name: str, case: Case) -> Tensor:
-    """A random gradient of the result."""
-    meta = {key: t.to("meta") for key, t in operands(name, case).items()}
-    return torch.randn(torchs(name)(**meta, **case.arguments).shape)
 
 
 @pytest.mark.parametrize(("device", "case"), on_paths(CASES, ON_KERNELS), indirect=["device"])
@@ -332,40 +259,6 @@ def test_same_bits_every_time(device, name):
         return [y.detach(), *torch.autograd.grad(y, list(leaves.values()), g)]
 
     assert all(map(torch.equal, run(), run()))
-
-
-@pytest.mark.parametrize("chunk", [1, 300, 1000])
-@pytest.mark.parametrize("name", TYPICAL)
-def test_batch_in_chunks(name, chunk, monkeypatch):
-    """The eager products take some samples at a time, or a part of one: fewer than the batch, and a short last few."""
-    monkeypatch.setattr(windows, "CHUNK", chunk)
-    windows.batches.cache_clear()
-    case = TYPICAL[name]._replace(input=(5, *TYPICAL[name].input[1:]))
-    check(name, case, operands(name, case), torch.device("cpu"), result_of(name, case))
-
-
-def test_chunks_of_padding(monkeypatch):
-    """A part of the outputs may see nothing but padding, below the input or above it."""
-    monkeypatch.setattr(windows, "CHUNK", 1)
-    monkeypatch.setattr(windows, "_COLUMNS", 1)
-    windows.batches.cache_clear()
-    case = conv((2, 3, 4, 5), (4, 3, 2, 3), padding=(6, 2))
-    check("conv2d", case, operands("conv2d", case), torch.device("cpu"), result_of("conv2d", case))
-
-
-@pytest.mark.parametrize("name", TYPICAL)
-def test_products_by_onednn(name, monkeypatch):
-    """What CPUs with AVX-512 that are not Intel's multiply by; all others have this operator as well."""
-    calls = []
-
-    def onednn(*args):
-        calls.append(args)
-        return torch.ops.mkldnn._linear_pointwise(*args)
-
-    monkeypatch.setattr(matmul, "_ONEDNN", onednn)
-    monkeypatch.setattr(matmul, "_WORTHWHILE", 1)
-    check(name, TYPICAL[name], operands(name, TYPICAL[name]), torch.device("cpu"), result_of(name, TYPICAL[name]))
-    assert calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -493,54 +386,3 @@ def test_padding_mode_beyond_the_input():
 @pytest.mark.parametrize("name", CONV + CONV_TRANSPOSE)
 def test_signature(name):
     assert signature(name) == torchs_signature(name)
-
-
-# Memory that is kept between calls ------------------------------------------------------------------------------------
-
-
-def test_inference_before_training():
-    """What an inference call leaves behind, a training call uses."""
-    x, w = torch.randn(2, 3, 7, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    windows.per_thread.scratch.idle.clear()
-    with torch.inference_mode():
-        functional.conv2d(x, w)
-    leaf_w = leaf(w)
-    y = functional.conv2d(x, leaf_w)
-    [gradient] = torch.autograd.grad(y.sum(), leaf_w)
-    expected, gradients = reference("conv2d", {"input": x, "weight": w})
-    assert_close(y, expected, 27)
-    assert_close(gradient, gradients["weight"], 50)
-
-
-@pytest.mark.parametrize("function", ["conv2d", "max_pool2d"])
-def test_operators_inside_an_operator_do_not_share_it(function, monkeypatch):
-    """Python may run anything between two lines, such as a signal's handler: here, between any two pieces of memory."""
-    rest = {"conv2d": (torch.randn(4, 3, 3, 3),), "max_pool2d": (3, 2, 1)}[function]
-    x, other = torch.randn(2, 2, 3, 9, 9)
-    call, plain = getattr(functional, function), windows.scratch
-    expected, depth = call(x, *rest), []
-
-    def interrupted(*args):
-        memory = plain(*args)
-        if not depth:
-            depth.append(memory)
-            call(other, *rest)
-            depth.clear()
-        return memory
-
-    for module in (windows, pool):
-        monkeypatch.setattr(module, "scratch", interrupted)
-    assert torch.equal(call(x, *rest), expected)
-
-
-def test_threads_do_not_share_it():
-    """Each of four threads gets its own results, over and over."""
-    xs = torch.randn(4, 2, 3, 9, 9, dtype=torch.float64)
-    w = torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    expected = [F.conv2d(x, w) for x in xs]
-
-    def work(number):
-        return all(torch.allclose(functional.conv2d(xs[number], w), expected[number]) for _ in range(50))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, range(4)))

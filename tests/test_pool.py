@@ -10,8 +10,8 @@ from support import (
     HALF,
     LAYOUTS,
     MAX_POOL,
-    Recorder,
     assert_close,
+    check_winners,
     formats,
     laid_out,
     leaf,
@@ -26,8 +26,6 @@ from support import (
 from torch import Tensor
 
 from torchconv import functional
-from torchconv.eager import pool as eager_pool
-from torchconv.eager import windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -154,16 +152,6 @@ def check(name: str, x: Tensor, arguments: dict[str, Any], device: torch.device,
     assert_close(leaf_x.grad, gradients["input"], covering(name, arguments), "gradient")
     if name in MAX_POOL:
         check_winners(name, x, arguments, device)
-
-
-def check_winners(name: str, x: Tensor, arguments: dict[str, Any], device: torch.device) -> None:
-    """Values equal torch's in every bit, and so do the indices."""
-    exact = x.double() if x.is_floating_point() else x.long() if name != "max_pool1d" else x.double()
-    expected, expected_index = torchs(name)(exact.contiguous(), return_indices=True, **arguments)
-    y, index = ours(name)(x.to(device), return_indices=True, **arguments)
-    assert index.dtype is torch.int64
-    torch.testing.assert_close(y.cpu(), expected.to(x.dtype), rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(index.cpu(), expected_index)
 
 
 @pytest.mark.parametrize(("device", "case"), on_paths(CASES, ON_KERNELS), indirect=["device"])
@@ -533,43 +521,3 @@ def test_unpool_of_one_place_twice():
 @pytest.mark.parametrize("name", [name for name in functional.__all__ if "pool" in name and "relu" not in name])
 def test_signature(name):
     assert signature(name) == torchs_signature(name)
-
-
-@pytest.mark.parametrize(("size", "kernel"), [(14, 9), (48, 36)])
-def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
-    """Of windows that overlap much, no more are laid side by side at a time than fit into a chunk."""
-    x = torch.randn(8, 2, size, size)
-    monkeypatch.setattr(eager_pool, "_CHUNK", x.numel())
-    windows.per_thread.scratch.idle.clear()  # what other tests left is larger
-    with Recorder() as recorder:
-        functional.max_pool2d(x, kernel, 1)
-    largest = max(a.numel() for _, args in recorder.calls for a in args if isinstance(a, torch.Tensor))
-    assert largest <= x.numel()
-    check("max_pool2d", x, {"kernel_size": kernel, "stride": 1}, torch.device("cpu"), None)
-
-
-@pytest.mark.parametrize("chunk", [1, 40, 300])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_maximum_in_chunks(chunk, layout, monkeypatch):
-    """Some samples at a time, some channels of one, or some rows of outputs of one channel."""
-    monkeypatch.setattr(eager_pool, "_CHUNK", chunk)
-    x = laid_out(torch.randn(3, 2, 9, 8), layout)
-    for arguments in ({"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (5, 2), "dilation": (1, 3)}):
-        check_winners("max_pool2d", x, arguments, torch.device("cpu"))
-    check_winners("adaptive_max_pool2d", x, {"output_size": (5, 3)}, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("output", [(40, 3), (5, 50), (50, 50), (1, 7)], ids=str)
-def test_maximum_of_many_irregular_windows(output, layout):
-    """Windows of two lengths, whose last taps one or the other lacks; of nothing but -inf, and of NaN, too."""
-    x = laid_out(torch.randn(2, 3, 43, 37).round(), layout)
-    x[0, 0, :20], x[1, 1, 20:, 5:30] = -float("inf"), float("nan")
-    check_winners("adaptive_max_pool2d", x, {"output_size": output}, torch.device("cpu"))
-
-
-def test_winner_of_more_taps_than_float32_counts():
-    x = torch.zeros(1, 1, 2**24 + 4)
-    x[..., -1] = 1
-    y, index = functional.max_pool1d(x, x.shape[-1], return_indices=True)
-    assert (y.item(), index.item()) == (1, 2**24 + 3)

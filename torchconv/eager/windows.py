@@ -231,10 +231,10 @@ def by_group(t: Tensor, part: slice, geometry: ConvGeometry) -> Tensor:
 
 def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
     """What these outputs along the lead see of `x` and its padding, in the type of sums."""
-    ends = _ends(geometry, part.start, part.stop)
+    span = ends(geometry, part.start, part.stop)
     if geometry.padding_mode == "zeros":
-        return _with_zeros(x, ends)
-    for dim, ((low, high), size) in enumerate(zip(ends, geometry.input), start=2):
+        return _with_zeros(x, span)
+    for dim, ((low, high), size) in enumerate(zip(span, geometry.input), start=2):
         if (low, high) == (0, size):
             continue
         position = torch.arange(low, high, device=x.device)
@@ -249,7 +249,7 @@ def padded(x: Tensor, geometry: ConvGeometry, part: slice) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _ends(geometry: ConvGeometry, first: int, stop: int) -> tuple[tuple[int, int], ...]:
+def ends(geometry: ConvGeometry, first: int, stop: int) -> tuple[tuple[int, int], ...]:
     """The span of the input that the outputs from `first` up to `stop` along the lead see, of each dimension."""
     start = first * geometry.stride[0] - geometry.padding[0]
     extent = (stop - first - 1) * geometry.stride[0] + (geometry.kernel[0] - 1) * geometry.dilation[0] + 1
