@@ -37,7 +37,7 @@ _WORTHWHILE = 1 << 19
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g, l] = a[g] @ b[g, l], of a [G, M, K] and b [G, L, K, N]."""
-    for left, right, result in _along(0, _at_all_places(a, b), b, out):
+    for left, right, result in _at_all_places(0, a, b, out):
         if _by_onednn(left, right):
             for one, other, to in zip(left, right, result):
                 to.copy_(_onednn(one, other))
@@ -47,7 +47,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out[g, l] += a[g] @ b[g, l]."""
-    for left, right, result in _along(_shorter(b), _at_all_places(a, b), b, out):
+    for left, right, result in _at_all_places(_shorter(b), a, b, out):
         if _by_onednn(left, right):
             for one, other, to in zip(left, right, result):
                 to += _onednn(one, other)
@@ -70,9 +70,11 @@ def add_sum_of_products(a: Tensor, b: Tensor, out: Tensor) -> None:
             result.baddbmm_(left, right)
 
 
-def _at_all_places(a: Tensor, b: Tensor) -> Tensor:
-    """[G, M, K] as [G, L, M, K]: a view."""
-    return a.unsqueeze(1).expand(-1, b.shape[1], -1, -1)
+def _at_all_places(dim: int, a: Tensor, b: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """a [G, M, K], the same at all places, and b, out [G, L, *] as batches in turn, see `_along`: views."""
+    for number in range(b.shape[dim]):
+        left = a if dim else a.select(0, number).expand(b.shape[1], -1, -1)
+        yield left, b.select(dim, number), out.select(dim, number)
 
 
 def _shorter(b: Tensor) -> int:

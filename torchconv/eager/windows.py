@@ -31,6 +31,8 @@ from torchconv.geometry import ConvGeometry, Ints
 CHUNK = 1 << 20
 # Elements of each kind of scratch memory that are kept at most.
 _KEPT = 1 << 21
+# Sizes that each is kept for at most.
+_SIZES = 64
 # Columns that a matrix has at least, if it can: with 14 of them products go at 0.3 of their speed, with 28 at 0.6.
 _COLUMNS = 32
 # Columns that are enough for full speed: 3136 are slower than 224, which leave the matrix in the cache.
@@ -59,6 +61,9 @@ def samples(batch: int, elements: int) -> list[slice]:
 
 def piece(t: Tensor, part: slice, dim: int = 0) -> Tensor:
     """This part of a dimension, a view: `t` itself if it is all of it."""
+    if part.step not in (None, 1):
+        index = (*(slice(None),) * dim, part)
+        return t[index]
     whole = part.start == 0 and part.stop == t.shape[dim]
     return t if whole else t.narrow(dim, part.start, part.stop - part.start)
 
@@ -186,10 +191,9 @@ def fold(rows: Tensor, x: Tensor, geometry: ConvGeometry, part: slice) -> None:
             total = rows.new_zeros(shape)
         else:
             total = by_group(x, inside, geometry)
-        by_tap, before = rows.unbind(2), (slice(None),) * axis
+        by_tap = rows.unbind(2)
         for tap, outputs, inputs, _ in axis_taps(geometry.axes[dim]):
-            where = (*before, inputs)
-            total[where].add_(piece(by_tap[tap], outputs, axis))
+            piece(total, inputs, axis).add_(piece(by_tap[tap], outputs, axis))
         rows = total
 
 
@@ -313,14 +317,20 @@ def settle(total: Tensor, bias: Tensor | None, target: Tensor) -> None:
         target.copy_(total)
 
 
+_Pieces = dict[tuple[str, torch.dtype], dict[Any, Tensor]]
+
+
 class _Scratch:
-    """Scratch memory by name and type: what the innermost operator uses, and what the next one inside it may."""
+    """Scratch memory by name and type: what the innermost operator uses, and what the next one inside it may.
+
+    Each is kept as it was asked for, by size, and as a whole, by None.
+    """
 
     __slots__ = ("idle", "used")
 
     def __init__(self) -> None:
-        self.idle: dict[tuple[str, torch.dtype], Tensor] = {}
-        self.used: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.idle: _Pieces = {}
+        self.used: _Pieces = {}
 
 
 class _PerThread(threading.local):
@@ -352,14 +362,22 @@ def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
     What is given back to the C library in one step of a training, it gives back to the system, and the next step has
     to ask for it page by page: that took a tenth of LeNet's.
     """
+    size = tuple(size)
+    pieces = per_thread.scratch.used.setdefault((name, dtype), {})
+    found = pieces.get(size)
+    if found is not None:
+        return found
     elements = math.prod(size)
     if elements > _KEPT:
         return torch.empty(size, dtype=dtype)
-    used = per_thread.scratch.used
-    kept = used.get((name, dtype))
-    if kept is None or kept.numel() < elements:
-        kept = used[name, dtype] = torch.empty(elements, dtype=dtype)
-    return kept.as_strided(size, steps(tuple(size)))
+    whole = pieces.get(None)
+    if whole is None or whole.numel() < elements:
+        whole = torch.empty(elements, dtype=dtype)
+        pieces.clear()
+    elif len(pieces) > _SIZES:
+        pieces.clear()
+    pieces[None], pieces[size] = whole, whole.as_strided(size, steps(size))
+    return pieces[size]
 
 
 @functools.lru_cache(maxsize=1024)
