@@ -9,6 +9,7 @@ from convolutions import TYPICAL, check, conv, operands, result_of
 from support import Recorder, assert_close, check_winners, laid_out, leaf, reference
 
 from torchconv import functional
+from torchconv.eager import conv as eager_conv
 from torchconv.eager import depthwise, matmul, pool, windows
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
@@ -30,6 +31,15 @@ def test_chunks_of_padding(monkeypatch):
     monkeypatch.setattr(windows, "_COLUMNS", 1)
     windows.batches.cache_clear()
     case = conv((2, 3, 4, 5), (4, 3, 2, 3), padding=(6, 2))
+    check("conv2d", case, operands("conv2d", case), torch.device("cpu"), result_of("conv2d", case))
+
+
+@pytest.mark.parametrize("rows", [1, 24])
+@pytest.mark.parametrize("outputs", [1, 3, 6, 24])
+def test_windows_taken_together(outputs, rows, monkeypatch):
+    """On Intel's CPUs the weight's gradient takes each window alone, on others several as one, and a remainder."""
+    monkeypatch.setattr(eager_conv, "_ROWS", rows)
+    case = conv((3, 4, 11, 9), (2 * outputs, 2, 5, 3), padding=1, groups=2)
     check("conv2d", case, operands("conv2d", case), torch.device("cpu"), result_of("conv2d", case))
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 
 def _is_intels() -> bool:
-    """Whether this is a CPU of Intel's."""
     try:
         with open("/proc/cpuinfo") as file:
             return "GenuineIntel" in file.read(1 << 10)
@@ -22,13 +21,15 @@ def _is_intels() -> bool:
         return "GenuineIntel" in platform.processor()
 
 
+# Whether this is a CPU of Intel's.
+INTELS = _is_intels()
 # `torch.bmm` goes to MKL, which keeps to AVX2 on CPUs that are not Intel's; oneDNN, which torch brings too, takes what
 # the CPU has.  On an AMD EPYC with AVX-512 (Zen 5) a core makes 100 GFLOP/s by the first and 220 by the second; with
 # AVX2 alone (Zen 3) both make 80; on an Intel Xeon with AVX-512 (Sapphire Rapids) convolutions take by the first 0.6 to
 # 0.8 of the time.  This operator, what torch's compiler turns a linear layer into, is the way to oneDNN's product in
 # float32; builds without oneDNN do not have it.
 _IS_ONEDNNS = (
-    torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not _is_intels()
+    torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and not INTELS
 )
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _IS_ONEDNNS else None
 # Multiplications from which on it is worth its call, which takes 12 µs, and `torch.mm`'s 1.
