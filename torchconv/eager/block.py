@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchconv.eager import conv, pool
 from torchconv.eager.precision import in_float32
+from torchconv.eager.slices import tap_numbers
 from torchconv.eager.windows import (
     accumulation_dtype,
     batches,
@@ -204,9 +205,9 @@ def _by_tap(g: Tensor, winner: Tensor, geometry: BlockGeometry, part: slice) -> 
     """The gradient of the values of all taps: `g` where a tap won, elsewhere 0; [G, lead, taps·O/G, P]."""
     share = conv.to_pixels(g, geometry, part)
     won = dense(by_group(winner, part, geometry), "winners", share.dtype).flatten(3)
-    values = scratch((*share.shape[:2], math.prod(geometry.pool), *share.shape[2:]), "by tap", share.dtype)
-    for tap, value in enumerate(values.unbind(2)):
-        torch.eq(won, tap, out=value).mul_(share)
+    taps = math.prod(geometry.pool)
+    values = scratch((*share.shape[:2], taps, *share.shape[2:]), "by tap", share.dtype)
+    torch.eq(won.unsqueeze(2), cast(tap_numbers(taps, 2), share.dtype), out=values).mul_(share.unsqueeze(2))
     return values.flatten(2, 3)
 
 

@@ -128,9 +128,9 @@ def add_adjoint(matrix: Tensor, pixels: Tensor, x: Tensor, geometry: ConvGeometr
 def add_correlation(pixels: Tensor, columns: Tensor, out: Tensor) -> None:
     """out [G, O/G, K] += Σ pixels [G, lead, O/G, P] · columnsᵀ [G, lead, P, K], over the lead and P.
 
-    Products of few rows are slow on most CPUs.  So where outputs are few, several windows in a row are taken as one: their
-    columns are one matrix that begins a `step` later for each, and of the products of all their pixels with it, those of
-    a window's own pixels and own columns are added up.
+    Products of few rows are slow on most CPUs.  So where outputs are few, several windows in a row are taken as one:
+    their columns are one matrix that begins a `step` later for each, and of the products of all their pixels with it,
+    those of a window's own pixels and own columns are added up.
     """
     if out.numel() == 0:
         return
