@@ -31,7 +31,7 @@ class MaxPool(LinearMap):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+        ctx.geometry = inputs[1]
         without_derivative(ctx, output[1])
         ctx.save_for_backward(output[1])
         ctx.save_for_forward(output[1])
@@ -40,7 +40,8 @@ class MaxPool(LinearMap):
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
         if g is None:
             return None, None
-        return max_pool_scatter(arranged(g, ctx.format), ctx.saved_tensors[0], ctx.geometry), None
+        [offset] = ctx.saved_tensors  # in the format of the input
+        return max_pool_scatter(arranged(g, memory_format(offset)), offset, ctx.geometry), None
 
 
 @derivatives_of(ops.max_pool_gather)
