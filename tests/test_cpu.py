@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import TYPICAL, check, conv, operands, result_of
-from support import Recorder, assert_close, check_winners, laid_out, leaf, reference
+from support import Recorder, assert_close, check_winners, laid_out, leaf, ours, reference, torchs
 
-from torchconv import functional
+from torchconv import functional, ops
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import depthwise, matmul, pool, windows
+from torchconv.geometry import ConvGeometry
 
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
@@ -50,6 +51,11 @@ DEPTHWISE = {
         conv((3, 4, 9, 8), (8, 1, 3, 2), groups=4, stride=(2, 3), padding=(2, 1), dilation=(1, 2)),
     ),
     "phases without input": ("conv2d", conv((2, 3, 2, 2), (3, 1, 2, 2), groups=3, stride=5, padding=4)),
+    "phases that no tap meets": ("conv2d", conv((2, 3, 9, 10), (3, 1, 2, 1), groups=3, stride=(5, 3), dilation=(2, 1))),
+    "phases that no tap meets, transposed": (
+        "conv_transpose2d",
+        conv((2, 3, 3, 2), (3, 1, 2, 2), groups=3, stride=(5, 3), output_padding=2),
+    ),
     "a remainder": ("conv1d", conv((3, 4, 12), (4, 1, 3), groups=4, stride=5)),
     "3d": ("conv3d", conv((2, 3, 4, 5, 4), (6, 1, 2, 3, 2), groups=3, stride=(1, 2, 1), padding=1)),
     "transposed": (
@@ -72,7 +78,7 @@ def test_flat_channels_in_chunks(case, chunk, dtype, monkeypatch):
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_flat_channels_padded_by_index(mode):
     """Also where the windows do not see all of the padding."""
-    x, w = torch.randn(2, 3, 7, 8, dtype=torch.float64), torch.randn(3, 1, 3, 2, dtype=torch.float64)
+    x, w = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randn(3, 1, 3, 2, dtype=torch.float64)
 
     def padded_before(x, w):
         return F.conv2d(F.pad(x, (3, 3, 2, 2), mode=mode), w, None, 4, groups=3)
@@ -144,6 +150,20 @@ def test_maximum_in_chunks(chunk, layout, monkeypatch):
     check_winners("adaptive_max_pool2d", x, {"output_size": (5, 3)}, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("chunk", [1, 100])
+@pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
+def test_poolings_and_gradients_in_chunks(name, chunk, monkeypatch):
+    """Some samples at a time, with a short last few."""
+    monkeypatch.setattr(pool, "_CHUNK", chunk)
+    x, arguments = torch.randn(5, 1, 7, 6, dtype=torch.float64), (3,) if name.startswith("adaptive") else (3, 2, 1)
+    results = []
+    for function in (torchs(name), ours(name)):
+        leaf_x = leaf(x)
+        y = function(leaf_x, *arguments)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), leaf_x)))
+    torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("output", [(40, 3), (5, 50), (50, 50), (1, 7)], ids=str)
 def test_maximum_of_many_irregular_windows(output, layout):
@@ -177,28 +197,46 @@ def test_inference_before_training():
     assert_close(gradient, gradients["weight"], 50)
 
 
-@pytest.mark.parametrize("function", ["conv2d", "depthwise", "max_pool2d"])
-def test_operators_inside_an_operator_do_not_share_it(function, monkeypatch):
+@pytest.mark.parametrize("operator", ["conv_fprop", "depthwise conv_wgrad", "max_pool"])
+def test_operators_inside_an_operator_do_not_share_it(operator, monkeypatch):
     """Python may run anything between two lines, such as a signal's handler: here, between any two pieces of memory."""
+    x, other = torch.randn(2, 2, 3, 9, 9)
+    geometry = ConvGeometry.of_conv(x.shape, (3, 1, 3, 3), 1, 1, 1, 3)
     call, *rest = {
-        "conv2d": (functional.conv2d, torch.randn(4, 3, 3, 3)),
-        "depthwise": (functional.conv2d, torch.randn(3, 1, 3, 3), None, 1, 1, 1, 3),
-        "max_pool2d": (functional.max_pool2d, 3, 2, 1),
-    }[function]
-    (x, other), plain = torch.randn(2, 2, 3, 9, 9), windows.scratch
-    expected, depth = call(x, *rest), []
+        "conv_fprop": (functional.conv2d, torch.randn(4, 3, 3, 3)),
+        "depthwise conv_wgrad": (ops.conv_wgrad, torch.randn(2, 3, 9, 9), True, geometry),
+        "max_pool": (functional.max_pool2d, 3, 2, 1),
+    }[operator]
+    plain, depth = windows.scratch, []
+
+    def results(x):
+        return [t.clone() for t in call(x, *rest)]
 
     def interrupted(*args):
         memory = plain(*args)
         if not depth:
             depth.append(memory)
-            call(other, *rest)
+            results(other)
             depth.clear()
         return memory
 
+    expected = results(x)
     for module in (windows, pool, depthwise):
         monkeypatch.setattr(module, "scratch", interrupted)
-    assert torch.equal(call(x, *rest), expected)
+    assert all(map(torch.equal, results(x), expected))
+
+
+def test_one_memory_is_kept_whatever_the_sizes():
+    """Of each kind, the largest asked for: the others are parts of it."""
+    windows.per_thread.scratch.idle.clear()
+    w = torch.randn(2, 1, 3, 3)
+    for size in (*range(5, 90), 200, 6):
+        functional.conv2d(torch.randn(1, 1, size, size), w, padding=1)
+    for pieces in windows.per_thread.scratch.idle.values():
+        assert len(pieces) <= windows._SIZES + 1
+        assert len({t.untyped_storage().data_ptr() for t in pieces.values()}) == 1
+        assert pieces[None].numel() == max(t.numel() for t in pieces.values())
+    assert windows.per_thread.scratch.idle
 
 
 def test_threads_do_not_share_it():

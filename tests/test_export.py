@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from support import torchs
+from support import ours, torchs
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
@@ -172,3 +172,26 @@ def test_onnx(tmp_path):
     assert {"Conv", "MaxPool"} <= {node.op_type for node in program.model.graph}
     [y] = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})
     assert_close(torch.from_numpy(y), expected)
+
+
+TRANSFORMS = {
+    "compile of vmap": lambda f: torch.compile(torch.func.vmap(f), backend="aot_eager"),
+    "vmap of compile": lambda f: torch.func.vmap(torch.compile(f, backend="aot_eager")),
+    "compile of per-sample gradients": lambda f: torch.compile(
+        torch.func.vmap(torch.func.grad(lambda x: f(x).sin().sum())), backend="aot_eager"
+    ),
+    "compile of jvp": lambda f: torch.compile(lambda x: torch.func.jvp(f, (x,), (x,))[1], backend="aot_eager"),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ["conv2d", "max_pool2d"])
+def test_transforms_and_compiler(name, transform):
+    """Where they meet the graph breaks, and what is computed is the same."""
+    torch._dynamo.reset()
+    rest = (torch.randn(4, 3, 3, 3, dtype=torch.float64),) if name == "conv2d" else (2,)
+    x = torch.randn(*(() if transform.endswith("jvp") else (2,)), 2, 3, 6, 5, dtype=torch.float64)
+    expected, actual = (
+        TRANSFORMS[transform](lambda x, f=function: f(x, *rest))(x) for function in (torchs(name), ours(name))
+    )
+    assert_close(actual, expected)

@@ -151,7 +151,7 @@ def differentiate(operator: Any, function: Any) -> None:
 
     Args:
         operator: one of the functions below.
-        function: a `torch.autograd.Function` of the same arguments, whose forward pass it is.
+        function: a `torch.autograd.Function` of the same arguments, whose forward pass calls it.
     """
     overload = getattr(torch.ops.torchconv, operator.__name__).default
 

@@ -53,6 +53,10 @@ class Block(_Composed):
     """(y, winner) [N, O, *pooled] of x [N, C, *input], w [O, C/groups, *kernel] and bias [O] or None."""
 
     @staticmethod
+    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
+        return ops.block_fprop(x, w, bias, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, w, _, geometry = inputs
         ctx.geometry, ctx.format = geometry, memory_format(x, w)
@@ -96,6 +100,10 @@ class BlockInputGrad(_Composed):
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
 
     @staticmethod
+    def forward(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
+        return ops.block_dgrad(g, winner, w, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         g, winner, w, ctx.geometry = inputs
         need_g, _, need_w, _ = ctx.needs_input_grad
@@ -126,6 +134,12 @@ class BlockInputGrad(_Composed):
 @derivatives_of(ops.block_wgrad)
 class BlockWeightGrad(_Composed):
     """w̄ [O, C/groups, *kernel], and with `with_bias` b̄ [O], of the pooled gradient g [N, O, *pooled]."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
+    ) -> tuple[Tensor, Tensor]:
+        return ops.block_wgrad(x, g, winner, with_bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

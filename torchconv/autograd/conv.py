@@ -38,6 +38,10 @@ class Conv(Product):
     letters = "xwy"
 
     @staticmethod
+    def forward(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        return ops.conv_fprop(x, w, bias, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
 
@@ -67,6 +71,10 @@ class ConvInputGrad(Product):
     letters = "ywx"
 
     @staticmethod
+    def forward(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        return ops.conv_dgrad(g, w, bias, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
 
@@ -88,6 +96,10 @@ class ConvWeightGrad(Product):
     """
 
     letters = "xyw"
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
+        return ops.conv_wgrad(x, g, with_bias, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

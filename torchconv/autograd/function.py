@@ -14,14 +14,13 @@ from torchconv import ops
 
 
 def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Mark a Function as the derivatives of an operator, which is its forward pass.
+    """Mark a Function as the derivatives of the operator that is its forward pass.
 
-    They are the operator's in a graph of nothing but operators, too: torch's compiler differentiates that, and an
+    So they are the operator's in a graph of nothing but operators, too: torch's compiler differentiates that, and an
     exported program is one.
     """
 
     def register(function: Any) -> Any:
-        function.forward = staticmethod(operator)
         ops.differentiate(operator, function)
         return function
 
@@ -31,12 +30,12 @@ def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
 def run(function: Any, *args: Any) -> Any:
     """The Function's result, by the shortest way.
 
-    Of a Function that has a `setup_context`, `apply` looks up the signature at every call, to fill in defaults, which
-    takes longer than all else of a call on a small input.  Only `torch.func` has to have the two halves of the forward
-    pass apart.  Where no derivative is wanted, as in most backward passes, the forward pass is all there is to do.  So
-    it is while Dynamo traces, which refuses a Function that defines `jvp`, and takes the operator's derivatives; inside
-    a transform of `torch.func` it is to refuse, and leave the transform to run as it is, for there torch would look
-    for the operator's own rules.
+    Of a Function that has a `setup_context`, torch's `apply` looks up the signature at every call, to fill in defaults,
+    which takes longer than all else of a call on a small input.  Only `torch.func` has to have the two halves of the
+    forward pass apart.  Where no derivative is wanted, as in most backward passes, the forward pass is all there is to
+    do.  So it is while Dynamo traces, which refuses a Function that defines `jvp`, and takes the operator's
+    derivatives; inside a transform of `torch.func` it is to refuse, and leave the transform to run as it is, for there
+    torch would look for the operator's own rules.
     """
     if torch.compiler.is_dynamo_compiling():
         transformed = torch._C._functorch.maybe_current_level() is not None
@@ -55,7 +54,11 @@ def _joined(cls: Any) -> Any:
         cls.setup_context(ctx, args, output)
         return output
 
-    body = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
+    body = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(Function.setup_context),
+        "apply": Function.__dict__["apply"],
+    }
     return type(cls.__name__, (cls,), body)
 
 

@@ -26,6 +26,10 @@ class IndexGather(LinearMap):
     """y [N, C, *output] from x [N, C, *input] by index [N, C, *output]."""
 
     @staticmethod
+    def forward(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.index_gather(x, index, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
 
@@ -37,6 +41,10 @@ class IndexGather(LinearMap):
 @derivatives_of(ops.index_scatter)
 class IndexScatter(LinearMap):
     """x̄ [N, C, *input] from g [N, C, *output] by index [N, C, *output]."""
+
+    @staticmethod
+    def forward(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.index_scatter(g, index, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -55,6 +63,10 @@ class MaxUnpool(LinearMap):
     """
 
     @staticmethod
+    def forward(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
+        return ops.max_unpool(x, index, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs)
 
@@ -66,6 +78,10 @@ class MaxUnpool(LinearMap):
 @derivatives_of(ops.fractional_max_pool)
 class FractionalMaxPool(LinearMap):
     """(y, index) [N, C, *output] of x [N, C, *input]; `starts` [N, C, Σ output] are the windows' first positions."""
+
+    @staticmethod
+    def forward(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
+        return ops.fractional_max_pool(x, starts, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

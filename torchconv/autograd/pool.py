@@ -30,6 +30,10 @@ class MaxPool(LinearMap):
     """(y, offset): the greatest element of every window [N, C, *output], and the position of its tap in the window."""
 
     @staticmethod
+    def forward(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
+        return ops.max_pool(x, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.geometry = inputs[1]
         without_derivative(ctx, output[1])
@@ -49,6 +53,10 @@ class MaxPoolGather(LinearMap):
     """y[o] = x[winner(o)], for winners that are known already."""
 
     @staticmethod
+    def forward(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
+        return ops.max_pool_gather(x, offset, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save_offset(ctx, inputs)
 
@@ -60,6 +68,10 @@ class MaxPoolGather(LinearMap):
 @derivatives_of(ops.max_pool_scatter)
 class MaxPoolScatter(LinearMap):
     """x̄[i] = Σ g[o] over the windows whose winner is i: each window's gradient goes to its winner alone."""
+
+    @staticmethod
+    def forward(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
+        return ops.max_pool_scatter(g, offset, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -75,6 +87,10 @@ class AvgPool(LinearMap):
     """y[o] = the mean of window o: [N, C, *input] to [N, C, *output]."""
 
     @staticmethod
+    def forward(x: Tensor, geometry: AvgGeometry) -> Tensor:
+        return ops.avg_pool(x, geometry)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
 
@@ -86,6 +102,10 @@ class AvgPool(LinearMap):
 @derivatives_of(ops.avg_pool_grad)
 class AvgPoolGrad(LinearMap):
     """x̄ = g upsampled to the input and divided by the windows' sizes: the adjoint of `AvgPool`."""
+
+    @staticmethod
+    def forward(g: Tensor, geometry: AvgGeometry) -> Tensor:
+        return ops.avg_pool_grad(g, geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -57,10 +57,10 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
 
 def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
     """Max pooling into `y` and `offset`: windows at regular steps, which are a view with dimensions of taps more."""
-    size = padded_size(geometry)
-    if size != geometry.input:
+    whole = padded_size(geometry)
+    if whole != geometry.input:
         inside = (slice(p, p + i) for p, i in zip(geometry.padding, geometry.input))
-        padded = _scratch((*x.shape[:2], *size), "padded", x.dtype, format).fill_(_lowest(x.dtype))
+        padded = _scratch((*x.shape[:2], *whole), "padded", x.dtype, format).fill_(_lowest(x.dtype))
         padded[last(inside)] = x
         x = padded
     lanes, steps = x.stride()[:2], x.stride()[2:]

@@ -261,11 +261,11 @@ def ends(geometry: ConvGeometry, first: int, stop: int) -> tuple[tuple[int, int]
     return ((start, start + extent), *others)
 
 
-def _with_zeros(x: Tensor, ends: tuple[tuple[int, int], ...]) -> Tensor:
+def _with_zeros(x: Tensor, span: tuple[tuple[int, int], ...]) -> Tensor:
     """The part of `x` [N, C, *] between these ends of each dimension, and zeros where they lie beyond it."""
-    inner, where, size = _meeting(ends, x.shape[2:])
+    inner, where, size = _meeting(span, x.shape[2:])
     part, dtype = x[inner] if inner else x, accumulation_dtype(x.dtype)
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1  # changed once, and not for every tap
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1  # changed once, and not for every row
     if not where and x.dtype == dtype and not channels_last:
         return part
     result = scratch((*x.shape[:2], *size), "padded", dtype)
@@ -277,15 +277,15 @@ def _with_zeros(x: Tensor, ends: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _meeting(ends: tuple[tuple[int, int], ...], size: Ints) -> tuple[Any, Any, Ints]:
+def _meeting(span: tuple[tuple[int, int], ...], size: Ints) -> tuple[Any, Any, Ints]:
     """Where a tensor of that spatial size and the span between these ends meet: an index of each, and the span's size.
 
     An index is empty where it would be all.
     """
-    inner = [_inside(low, high, n) for (low, high), n in zip(ends, size)]
-    where = [slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, ends)]
-    span = tuple(high - low for low, high in ends)
-    return _index(inner, size), _index(where, span), span
+    inner = [_inside(low, high, n) for (low, high), n in zip(span, size)]
+    where = [slice(i.start - low, i.stop - low) for i, (low, _) in zip(inner, span)]
+    sizes = tuple(high - low for low, high in span)
+    return _index(inner, size), _index(where, sizes), sizes
 
 
 def _index(parts: Sequence[slice], size: Ints) -> Any:
@@ -359,6 +359,7 @@ def in_scratch(run: Callable[..., Any], *args: Any) -> Any:
 def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory, the same at every operator that a thread runs, unless it is too little.
 
+    One tensor for each size, whose shape and strides stay as they are.
     What is given back to the C library in one step of a training, it gives back to the system, and the next step has
     to ask for it page by page: that took a tenth of LeNet's.
     """
