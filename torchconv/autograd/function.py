@@ -48,10 +48,11 @@ def run(function: Any, *args: Any) -> Any:
 @functools.cache
 def _joined(cls: Any) -> Any:
     """A Function with a forward pass in one: `forward` and then `setup_context`."""
+    compute, keep = cls.forward, cls.setup_context
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = cls.forward(*args)
-        cls.setup_context(ctx, args, output)
+        output = compute(*args)
+        keep(ctx, args, output)
         return output
 
     body = {
