@@ -15,6 +15,7 @@ from torchconv.geometry import (
     FractionalGeometry,
     IndexGeometry,
     PoolGeometry,
+    extended,
     fields_of,
     of_numbers,
     to_numbers,
@@ -112,7 +113,7 @@ def test_divisors(count_include_pad, ceil_mode):
         if padding > kernel // 2 or kernel > size + 2 * padding:
             continue
         pool = PoolGeometry.of_pool((1, 1, size), 1, kernel, stride, padding, 1, ceil_mode)
-        geometry = AvgGeometry(*fields_of(pool), count_include_pad, 0)
+        geometry = extended(AvgGeometry, pool, count_include_pad, 0)
         elements = range(-padding, size + padding) if count_include_pad else range(size)
         expected = [
             max(1, sum(o * stride - padding + k in elements for k in range(kernel))) for o in range(geometry.output[0])
@@ -139,9 +140,9 @@ def test_numbers(rank):
     pool = PoolGeometry.of_adaptive(size, rank, (4, 3, 5)[:rank])
     for geometry in (
         conv,
-        BlockGeometry(*fields_of(conv), two),  # type: ignore[arg-type]
+        extended(BlockGeometry, conv, two),
         pool,
-        AvgGeometry(*fields_of(pool), True, 5),  # type: ignore[arg-type]
+        extended(AvgGeometry, pool, True, 5),
         FractionalGeometry(size[2:], (4, 5, 3)[:rank], two),
         IndexGeometry(size[2:]),
     ):

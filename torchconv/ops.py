@@ -63,6 +63,7 @@ def _operator(
         by: how many leading tensors decide the memory format of the result.
         algebra: `eager` is for GPUs too, because sorting and indexing are what torch does best there.
     """
+    _OTHERS.add(geometry)
     name, rest = signature.split("(", 1)
     arguments, result = rest.split(") -> ")
     _LIBRARY.define(f"{name}({arguments}, SymInt[] geometry) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -118,7 +119,7 @@ with ThreadPoolExecutor(1) as _thread:
     _ADDED = _thread.submit(lambda: _added().raw_repr()).result()
     _DENSE = _thread.submit(lambda: _keys(torch.empty(0, device="cpu")).raw_repr()).result()
 _TENSORS = {Tensor, torch.nn.Parameter}
-_OTHERS = {type(None), bool, ConvGeometry, BlockGeometry, PoolGeometry, AvgGeometry, FractionalGeometry, IndexGeometry}
+_OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 
 
 def _straight(arguments: tuple[Any, ...]) -> bool:

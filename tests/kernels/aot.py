@@ -29,7 +29,7 @@ from torch import Tensor
 import triton_kernels
 from benchmarks.offline import compiling_for
 from benchmarks.static import access_bits, resources
-from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, extended
 from triton_kernels import configs
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -219,7 +219,7 @@ def launch_pools(
     include_pad: bool,
     divisor: int,
 ) -> None:
-    average = AvgGeometry(*fields_of(geometry), include_pad, divisor)  # type: ignore[arg-type]
+    average = extended(AvgGeometry, geometry, include_pad, divisor)
     x = torch.empty(shape, dtype=dtype, device="meta")
     y, offset = triton_kernels.max_pool(x, geometry, memory_format)
     triton_kernels.max_pool_gather(x, offset, geometry, memory_format)

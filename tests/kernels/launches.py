@@ -14,7 +14,7 @@ from torch import Tensor
 
 import triton_kernels
 from torchconv.eager import conv as eager_conv
-from torchconv.geometry import BlockGeometry, ConvGeometry, fields_of
+from torchconv.geometry import BlockGeometry, ConvGeometry, extended
 from triton_kernels import INTERPRETED, configs
 from triton_kernels.interpreter import to_tf32
 
@@ -63,7 +63,7 @@ class Conv(NamedTuple):
 
     def block(self, pool: tuple[int, ...]) -> BlockGeometry:
         """The geometry of the fused block with pooling windows of size `pool`."""
-        return BlockGeometry(*fields_of(self.geometry), pool)  # type: ignore[arg-type]
+        return extended(BlockGeometry, self.geometry, pool)
 
     def operands(self, dtype: torch.dtype, device: torch.device | str = DEVICE) -> tuple[Tensor, Tensor, Tensor]:
         """x, w and the gradient of the result."""

@@ -10,7 +10,7 @@ import torch
 from launches import CONV, Conv
 
 import triton_kernels
-from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, extended
 from triton_kernels import INTERPRETED, configs
 
 if not INTERPRETED:
@@ -67,7 +67,7 @@ def test_pooling(batch, channels_last, adaptive):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     size = (batch, 64, 256, 256)
     pool = PoolGeometry.of_adaptive(size, 2, 200) if adaptive else PoolGeometry.of_pool(size, 2, (3, 2), 2, 1, 1, False)
-    average = AvgGeometry(*fields_of(pool), False, 0)
+    average = extended(AvgGeometry, pool, False, 0)
     x = torch.empty(size, dtype=torch.float16, device="meta")
     y = torch.empty(batch, 64, *pool.output, dtype=torch.float16, device="meta")
     offset = y.to(torch.uint8)

@@ -11,7 +11,7 @@ from support import assert_close
 import triton_kernels
 from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager
-from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, fields_of
+from torchconv.geometry import AvgGeometry, FractionalGeometry, PoolGeometry, extended
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -97,7 +97,7 @@ def max_pool_matches(shape, arguments, memory_format, dtype):
 
 
 def avg_pool_matches(shape, arguments, memory_format, dtype, include_pad, divisor):
-    geometry = AvgGeometry(*fields_of(geometry_of(shape, arguments)), include_pad, divisor)
+    geometry = extended(AvgGeometry, geometry_of(shape, arguments), include_pad, divisor)
     x = torch.randint(0 if dtype is torch.uint8 else -9, 10, shape) if dtype in INTEGERS else torch.randn(shape)
     x = x.to(device=DEVICE, dtype=dtype)
     with checking() as written:
@@ -199,7 +199,7 @@ def test_operands_of_any_strides():
 
 def test_the_same_bits_every_time():
     shape, arguments = POOLS["2d_overlapping"]
-    geometry = AvgGeometry(*fields_of(geometry_of(shape, arguments)), False, 0)
+    geometry = extended(AvgGeometry, geometry_of(shape, arguments), False, 0)
     x = torch.randn(shape, device=DEVICE)
 
     def run():

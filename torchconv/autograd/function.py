@@ -55,11 +55,7 @@ def _joined(cls: Any) -> Any:
         keep(ctx, args, output)
         return output
 
-    body = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(Function.setup_context),
-        "apply": Function.__dict__["apply"],
-    }
+    body = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     return type(cls.__name__, (cls,), body)
 
 

@@ -28,7 +28,17 @@ import torch
 from torch import Tensor
 
 from torchconv.eager.slices import axis_taps
-from torchconv.eager.windows import accumulation_dtype, cast, chunks, ends, last, padded, piece, scratch, steps
+from torchconv.eager.windows import (
+    accumulation_dtype,
+    cast,
+    ends,
+    last,
+    padded,
+    piece,
+    samples_and_channels,
+    scratch,
+    steps,
+)
 from torchconv.geometry import ConvGeometry, Ints
 from torchconv.layout import arranged
 
@@ -145,8 +155,7 @@ def _flat(batch: int, multiple: int, geometry: ConvGeometry, dtype: torch.dtype)
     layout, groups = _layout(geometry), geometry.groups
     memory: list[Tensor] = []
     elements = max(layout.phases, multiple) * math.prod(layout.size)
-    parts = itertools.product(chunks(batch, groups * elements, _CHUNK), chunks(groups, elements, _CHUNK))
-    for samples, channels in parts:
+    for samples, channels in samples_and_channels(batch, groups, elements, _CHUNK):
         number = (samples.stop - samples.start, channels.stop - channels.start)
         if not memory:  # the first chunk is the largest
             for name, of_each in ("inputs", layout.phases), ("outputs", multiple):

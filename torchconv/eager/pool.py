@@ -11,7 +11,6 @@ A winner is kept as the flat position of its tap in the window (`offset`), one b
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -30,7 +29,17 @@ from torchconv.eager.slices import (
     window_positions,
     window_starts,
 )
-from torchconv.eager.windows import accumulation_dtype, cast, chunks, last, piece, scratch, settle, zero_total
+from torchconv.eager.windows import (
+    accumulation_dtype,
+    cast,
+    chunks,
+    last,
+    piece,
+    samples_and_channels,
+    scratch,
+    settle,
+    zero_total,
+)
 from torchconv.geometry import AvgGeometry, Axis, PoolGeometry
 from torchconv.layout import arranged, memory_format
 
@@ -47,9 +56,9 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
     pool = _max_of_adaptive if geometry.adaptive else _max
-    made, (samples, channels) = math.prod(geometry.output) * geometry.taps, x.shape[:2]
+    made = math.prod(geometry.output) * geometry.taps
     if y.numel():
-        for some, of in itertools.product(chunks(samples, channels * made, _CHUNK), chunks(channels, made, _CHUNK)):
+        for some, of in samples_and_channels(x.shape[0], x.shape[1], made, _CHUNK):
             inputs, best, winner = (piece(piece(t, some), of, 1) for t in (x, y, offset))
             pool(inputs, best, winner, geometry, format)
     return y, offset

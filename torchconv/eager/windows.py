@@ -15,6 +15,7 @@ LeNet's convolutions took 2 to 3 times as long for; and their gradients are adde
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,11 @@ def chunks(number: int, elements: int, limit: int) -> list[slice]:
 def samples(batch: int, elements: int) -> list[slice]:
     """Slices of a batch, of so many elements a sample, that are taken one after the other."""
     return chunks(batch, elements, CHUNK)
+
+
+def samples_and_channels(batch: int, channels: int, elements: int, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Some samples, or where one has more than `limit` elements, some of its channels, of so many elements each."""
+    return itertools.product(chunks(batch, channels * elements, limit), chunks(channels, elements, limit))
 
 
 def piece(t: Tensor, part: slice, dim: int = 0) -> Tensor:
@@ -323,7 +329,8 @@ _Pieces = dict[tuple[str, torch.dtype], dict[Any, Tensor]]
 class _Scratch:
     """Scratch memory by name and type: what the innermost operator uses, and what the next one inside it may.
 
-    Each is kept as it was asked for, by size, and as a whole, by None.
+    Each is kept as it was asked for, by size, and as a whole, by None.  It is an object of its own because attributes
+    of a `threading.local` take four times as long.
     """
 
     __slots__ = ("idle", "used")
