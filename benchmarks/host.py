@@ -103,7 +103,7 @@ def algebra(run: Callable[[], Any]) -> Callable[[], Any]:
         calls.append((function, (*args[:-1], of_numbers(geometry, tuple(args[-1])), memory_format(*args[:by]))))
 
     def compute() -> None:
-        with torch.no_grad(), torch._C._AutoDispatchBelowADInplaceOrView():
+        with torch._C._AutoDispatchBelowADInplaceOrView():
             for function, args in calls:
                 function(*args)
 

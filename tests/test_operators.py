@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from support import CONV, CONV_TRANSPOSE, MAX_POOL, Recorder, example, laid_out, leaf, on_paths, ours
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import BaseTorchFunctionMode
 
 import torchconv
 from torchconv import functional, ops
+from torchconv.geometry import PoolGeometry
 
 FUNCTIONS = functional.__all__
 ON_KERNELS = [name for name in FUNCTIONS if "2d" in name and "indices" not in name]
@@ -308,7 +310,6 @@ WATCHERS = {
     "profiler": lambda: torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
     "old profiler": torch.autograd.profiler.profile,
     "autocast": lambda: torch.autocast("cpu"),
-    "inference": torch.inference_mode,
 }
 
 
@@ -334,14 +335,15 @@ def test_watchers_see_the_operator(watcher, dispatched):
     ("kind", "times"),
     [
         (lambda t: t.as_subclass(Plain), 1),
-        (torch._neg_view, 1),
+        (torch._neg_view, 0),
+        (lambda t: torch._efficientzerotensor(t.shape), 0),
         (lambda t: t.to("meta"), 1),
         (lambda t: t.requires_grad_() * 1, 0),
         (torch.nn.Parameter, 0),
     ],
-    ids=["subclass", "negative", "meta", "requires grad", "parameter"],
+    ids=["subclass", "negative", "zero", "meta", "requires grad", "parameter"],
 )
-def test_special_tensors_go_through_the_dispatcher(kind, times, dispatched):
+def test_subclasses_and_devices_go_through_the_dispatcher(kind, times, dispatched):
     x = kind(torch.randn(1, 2, 4, 4))
     y = ours("avg_pool2d")(x, 2)
     assert len(dispatched) == times
@@ -349,8 +351,39 @@ def test_special_tensors_go_through_the_dispatcher(kind, times, dispatched):
         torch.testing.assert_close(y.detach(), F.avg_pool2d(x, 2).detach())
 
 
+@pytest.mark.parametrize("name", ON_KERNELS)
+@pytest.mark.parametrize("path", ["eager", "triton"])
+def test_negative_views(name, path):
+    """Whose elements are not what lies in memory, which kernels read."""
+    tensors, arguments = call(name)
+    negated = {key: (-t.detach()).requires_grad_() for key, t in tensors.items()}
+    views = {key: torch._neg_view(t.detach()).requires_grad_() for key, t in tensors.items()}
+    with torchconv.backend(path):
+        torch.testing.assert_close(run(name, views, arguments, order=2), run(name, negated, arguments, order=2))
+
+
+@pytest.mark.parametrize("layout", [Tensor.to_sparse, Tensor.to_mkldnn])
+def test_layouts_without_strides_are_refused(layout):
+    with pytest.raises(NotImplementedError, match="Could not run 'torchconv::avg_pool'"):
+        ours("avg_pool2d")(layout(torch.randn(1, 2, 4, 4)), 2)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_traces_see_the_operator(pre_dispatch):
+    x = torch.randn(1, 2, 4, 4)
+    graph = make_fx(lambda x: ours("avg_pool2d")(x, 2), pre_dispatch=pre_dispatch)(x).graph
+    assert torch.ops.torchconv.avg_pool.default in [node.target for node in graph.nodes]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_scripts_hold_the_operator():
+    geometry = PoolGeometry.of_pool((1, 2, 4, 4), 2, 2, None, 0, 1, False)
+    traced = torch.jit.trace(lambda x: ops.max_pool(x, geometry)[0], torch.randn(1, 2, 4, 4))
+    assert "torchconv::max_pool" in str(traced.graph)
+
+
 def test_straight_after_import_under_a_mode():
-    """What is usual is not learnt from the thread that imports."""
+    """Nothing is learnt from the state of the thread that imports."""
     code = """
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -367,9 +400,10 @@ torchconv.functional.conv2d(x, w)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_inference_mode():
+def test_inference_mode(dispatched):
     x, w = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
     with torch.inference_mode():
         y = ours("conv2d")(x, w)
     assert y.is_inference()
+    assert not dispatched
     assert torch.equal(y, ours("conv2d")(x, w))

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 # Sizes hold ints, or symbols, which have no hash.
-_CONSTANTS = {int, bool, str, type(None), torch.Size}
+_CONSTANTS = {int, bool, str, type(None), torch.Size, torch.dtype}
 
 
 def is_integer(value: object) -> bool:
@@ -54,18 +55,23 @@ def as_int(value: Any) -> int:
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, computed once for constants and tuples of ints; for others, by name, and while tracing, each time."""
-    kept = functools.lru_cache(maxsize=1024, typed=True)(function)
+
+    @functools.lru_cache(maxsize=1024, typed=True)
+    def kept(*args: Any) -> Any:
+        if not all(type(value) in _CONSTANTS or type(value) is tuple for value in args):
+            raise TypeError("not to be kept")
+        return function(*args)
 
     @functools.wraps(function)
     def call(*args: Any, **named: Any) -> Any:
-        if named or torch.compiler.is_compiling():
+        if named or is_dynamo_compiling():
             return function(*args, **named)
         for value in args:
-            if type(value) not in _CONSTANTS and not (isinstance(value, tuple) and _are_ints(value)):
+            if type(value) is tuple and not _are_ints(value):
                 return function(*args)
         try:
             return kept(*args)
-        except TypeError:  # symbols, or an error that comes again
+        except TypeError:  # symbols, what may change, or an error that comes again
             pass
         return function(*args)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # The order in which channels_last lays dimensions out, the fastest first, by their number.
 _CHANNELS_LAST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
+_CONTIGUOUS = torch.contiguous_format
 
 
 def is_channels_last(t: Tensor) -> bool:
@@ -30,7 +31,7 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
         stride = t.stride()
         if stride[-1] >= stride[1] and is_channels_last(t):  # of most tensors the first says no
             return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
-    return torch.contiguous_format
+    return _CONTIGUOUS
 
 
 def arranged(t: Tensor, format: torch.memory_format) -> Tensor:

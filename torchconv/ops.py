@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from torchconv.backend import current_backend, interpreted_kernels, kernels
 from torchconv.eager import block as eager_block
@@ -77,11 +77,9 @@ def _operator(
         run = eager if algebra else getattr(kernels(), name)
         return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
-    def for_cpu() -> Callable[..., Any]:
-        return eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
-
     def on_cpu(*args: Any) -> Any:
-        return in_scratch(for_cpu(), *args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
+        run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
+        return in_scratch(run, *args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     overload = getattr(torch.ops.torchconv, name).default
 
@@ -99,12 +97,12 @@ def _operator(
     torch.library.register_fake(f"torchconv::{name}", fake, lib=_LIBRARY)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():
             return overload(*args[:-1], to_numbers(args[-1]))
         straight = _straight(args)
         with _BelowAutograd():  # who asked for derivatives has called the Function
             if straight:
-                return in_scratch(for_cpu(), *args, memory_format(*args[:by]))
+                return in_scratch(eager, *args, memory_format(*args[:by]))
             return overload(*args[:-1], _numbers(args[-1]))
 
     call.__name__, call.__doc__ = name, eager.__doc__
@@ -112,39 +110,41 @@ def _operator(
     return call
 
 
-_added, _keys = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_keys
-# What a thread adds to the keys that operators are dispatched by, and those of an ordinary tensor: as in a thread of
-# its own, whatever this module is imported under.
-with ThreadPoolExecutor(1) as _thread:
-    _ADDED = _thread.submit(lambda: _added().raw_repr()).result()
-    _DENSE = _thread.submit(lambda: _keys(torch.empty(0, device="cpu")).raw_repr()).result()
+# By names of this file: to find them in `torch._C`, one by one, takes as long as to call them.
+_function_modes, _trace = torch._C._len_torch_function_stack, torch._C._get_tracing_state
+_profiled, _grad_enabled = torch._C._autograd._profiler_enabled, torch.is_grad_enabled
+_excluded, _AUTOCAST = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.AutocastCPU
+_is_special = torch._C._dispatch_isTensorSubclassLike  # sparse, batched, functional; any tensor where modes are active
 _TENSORS = {Tensor, torch.nn.Parameter}
 _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 
 
 def _straight(arguments: tuple[Any, ...]) -> bool:
-    """Whether an operator with these arguments is one for the CPU, and nobody wants to see it.
+    """Whether an operator with these arguments is for tensor algebra on a CPU, and nobody wants to see it.
 
-    No mode, transform, autocast or profiler, and no subclass or special kind of tensor.  Then the kernel is called as
-    it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.
+    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is
+    called as it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest
+    poolings.  Each of these questions has an answer in C, as whole sets of dispatch keys have not: those take ten
+    times as long where other code has run in between.
     (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
     """
-    if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
+    if current_backend() != "eager" or _function_modes() or _trace() or _profiled():
         return False
-    if torch.is_autocast_enabled("cpu") or _added().raw_repr() != _ADDED:
+    if not _excluded(_AUTOCAST):  # it is, unless autocast is on
         return False
     for value in arguments:
-        if type(value) in _TENSORS:
-            if _keys(value).raw_repr() != _DENSE:
+        kind = type(value)
+        if kind in _TENSORS:
+            if not value.is_cpu or value.is_mkldnn or _is_special(value):
                 return False
-        elif type(value) not in _OTHERS:
+        elif kind not in _OTHERS:
             return False
     return True
 
 
 def differentiated() -> bool:
     """Whether anybody may ask for a derivative of what is computed now, backward or forward."""
-    return torch.is_grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled())
+    return _grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled())
 
 
 def differentiate(operator: Any, function: Any) -> None:

@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
-from torchconv.autograd.function import Masked, Sum, derivatives_of, run, without_derivative
+from torchconv.autograd.function import Masked, Sum, derivatives_of, differentiable, without_derivative
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
 from torchconv.autograd.product import sum_to_channels
 from torchconv.geometry import BlockGeometry
@@ -187,18 +187,6 @@ def _scatter(g: Tensor, winner: Tensor, geometry: BlockGeometry) -> Tensor:
     return max_pool_scatter(g * alive, winner * alive, geometry.of_pool_alone())
 
 
-def conv_relu_max_pool(x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
-    """Differentiable fused block; see `Block`."""
-    return run(Block, x, w, bias, geometry)
-
-
-def block_input_grad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry) -> Tensor:
-    """Differentiable gradient of the block's input; see `BlockInputGrad`."""
-    return run(BlockInputGrad, g, winner, w, geometry)
-
-
-def block_weight_grad(
-    x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry
-) -> tuple[Tensor, Tensor]:
-    """Differentiable gradients of the block's weight and bias; see `BlockWeightGrad`."""
-    return run(BlockWeightGrad, x, g, winner, with_bias, geometry)
+conv_relu_max_pool = differentiable(Block)
+block_input_grad = differentiable(BlockInputGrad)
+block_weight_grad = differentiable(BlockWeightGrad)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, run
+from torchconv.autograd.function import derivatives_of, differentiable
 from torchconv.autograd.product import Product, sum_to_channels
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
@@ -145,18 +145,13 @@ def _unpadded(t: Tensor, geometry: ConvGeometry) -> Tensor:
     return t
 
 
-def conv(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Differentiable convolution; see `Conv`."""
-    return run(Conv, x, w, bias, geometry)
+conv = differentiable(Conv)
+conv_weight_grad = differentiable(ConvWeightGrad)
+_input_grad = differentiable(ConvInputGrad)
 
 
 def conv_input_grad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """Differentiable gradient of a convolution's input, or transposed convolution; see `ConvInputGrad`."""
     if geometry.padding_mode != "zeros":
         return _unpadded(conv_input_grad(g, w, bias, geometry.of_padded()), geometry)
-    return run(ConvInputGrad, g, w, bias, geometry)
-
-
-def conv_weight_grad(x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry) -> tuple[Tensor, Tensor]:
-    """Differentiable gradients of a convolution's weight and bias; see `ConvWeightGrad`."""
-    return run(ConvWeightGrad, x, g, with_bias, geometry)
+    return _input_grad(g, w, bias, geometry)

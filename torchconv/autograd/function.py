@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.compiler import is_dynamo_compiling
 
 from torchconv import ops
 
@@ -21,42 +21,49 @@ def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
     """
 
     def register(function: Any) -> Any:
+        function.operator = staticmethod(operator)
         ops.differentiate(operator, function)
         return function
 
     return register
 
 
-def run(function: Any, *args: Any) -> Any:
-    """The Function's result, by the shortest way.
+def differentiable(function: Any) -> Callable[..., Any]:
+    """A Function as a function of the same arguments: its result, by the shortest way.
 
     Of a Function that has a `setup_context`, torch's `apply` looks up the signature at every call, to fill in defaults,
     which takes longer than all else of a call on a small input.  Only `torch.func` has to have the two halves of the
-    forward pass apart.  Where no derivative is wanted, as in most backward passes, the forward pass is all there is to
+    forward pass apart.  Where no derivative is wanted, as in most backward passes, the operator is all there is to
     do.  So it is while Dynamo traces, which refuses a Function that defines `jvp`, and takes the operator's
     derivatives; inside a transform of `torch.func` it is to refuse, and leave the transform to run as it is, for there
     torch would look for the operator's own rules.
     """
-    if torch.compiler.is_dynamo_compiling():
-        transformed = torch._C._functorch.maybe_current_level() is not None
-        return function.apply(*args) if transformed else function.forward(*args)
-    if torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return _joined(function).apply(*args) if ops.differentiated() else function.forward(*args)
+    operator, apply, differentiated = function.operator, _joined(function).apply, ops.differentiated
+    transforms = torch._C._are_functorch_transforms_active
+
+    def call(*args: Any) -> Any:
+        if is_dynamo_compiling():
+            transformed = torch._C._functorch.maybe_current_level() is not None
+            return function.apply(*args) if transformed else operator(*args)
+        if transforms():
+            return function.apply(*args)
+        return apply(*args) if differentiated() else operator(*args)
+
+    call.__name__, call.__doc__ = operator.__name__, function.__doc__
+    return call
 
 
-@functools.cache
-def _joined(cls: Any) -> Any:
-    """A Function with a forward pass in one: `forward` and then `setup_context`."""
-    compute, keep = cls.forward, cls.setup_context
+def _joined(function: Any) -> Any:
+    """A Function with a forward pass in one: the operator and then `setup_context`."""
+    operator, keep = function.operator, function.setup_context
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = compute(*args)
+        output = operator(*args)
         keep(ctx, args, output)
         return output
 
     body = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
-    return type(cls.__name__, (cls,), body)
+    return type(function.__name__, (function,), body)
 
 
 def without_derivative(ctx: Any, output: Tensor) -> None:

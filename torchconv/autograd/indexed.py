@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, run, without_derivative
+from torchconv.autograd.function import derivatives_of, differentiable, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
@@ -102,24 +102,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.save_for_forward(index)
 
 
-def index_gather(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
-    """Differentiable gather by index; see `IndexGather`."""
-    return run(IndexGather, x, index, geometry)
-
-
-def index_scatter(g: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
-    """Differentiable sum by index; see `IndexScatter`."""
-    return run(IndexScatter, g, index, geometry)
-
-
-def max_unpool(x: Tensor, index: Tensor, geometry: IndexGeometry) -> Tensor:
-    """Differentiable max unpooling; see `MaxUnpool`."""
-    return run(MaxUnpool, x, index, geometry)
-
-
-def fractional_max_pool(x: Tensor, starts: Tensor, geometry: FractionalGeometry) -> tuple[Tensor, Tensor]:
-    """Differentiable max pooling of windows at given positions; see `FractionalMaxPool`."""
-    return run(FractionalMaxPool, x, starts, geometry)
-
-
+index_gather = differentiable(IndexGather)
+index_scatter = differentiable(IndexScatter)
+max_unpool = differentiable(MaxUnpool)
+fractional_max_pool = differentiable(FractionalMaxPool)
 FractionalMaxPool.tangent = index_gather

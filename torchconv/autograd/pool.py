@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, run, without_derivative
+from torchconv.autograd.function import derivatives_of, differentiable, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
@@ -123,29 +123,9 @@ def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.save_for_forward(offset)
 
 
-def max_pool(x: Tensor, geometry: PoolGeometry) -> tuple[Tensor, Tensor]:
-    """Differentiable max pooling; see `MaxPool`."""
-    return run(MaxPool, x, geometry)
-
-
-def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
-    """Differentiable gather of known winners; see `MaxPoolGather`."""
-    return run(MaxPoolGather, x, offset, geometry)
-
-
-def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry) -> Tensor:
-    """Differentiable scatter to known winners; see `MaxPoolScatter`."""
-    return run(MaxPoolScatter, g, offset, geometry)
-
-
-def avg_pool(x: Tensor, geometry: AvgGeometry) -> Tensor:
-    """Differentiable average pooling; see `AvgPool`."""
-    return run(AvgPool, x, geometry)
-
-
-def avg_pool_grad(g: Tensor, geometry: AvgGeometry) -> Tensor:
-    """Differentiable adjoint of average pooling; see `AvgPoolGrad`."""
-    return run(AvgPoolGrad, g, geometry)
-
-
+max_pool = differentiable(MaxPool)
+max_pool_gather = differentiable(MaxPoolGather)
+max_pool_scatter = differentiable(MaxPoolScatter)
+avg_pool = differentiable(AvgPool)
+avg_pool_grad = differentiable(AvgPoolGrad)
 MaxPool.tangent = max_pool_gather

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ from torch import Tensor
 from torchconv.eager.slices import (
     axis_pieces,
     divisors,
+    extent,
     first_taps,
     known_starts,
-    padded_size,
     side_by_side,
     single_windows,
     tap_numbers,
@@ -45,6 +46,9 @@ from torchconv.layout import arranged, memory_format
 
 # Elements that are made of an input at a time: 4 MiB in float32.
 _CHUNK = 1 << 20
+# Values of all windows that are taken in the fewest calls: as much time as the ways for more of them take at least.
+_FEW = 1 << 11
+_LAST = (-1, -2, -3)
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -55,23 +59,27 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     """
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
-    pool = _max_of_adaptive if geometry.adaptive else _max
-    made = math.prod(geometry.output) * geometry.taps
-    if y.numel():
-        for some, of in samples_and_channels(x.shape[0], x.shape[1], made, _CHUNK):
+    if _are_few(x, geometry):
+        _max_of_few(x, y, offset, geometry, format)
+    elif y.numel():
+        pool = _max_of_adaptive if geometry.adaptive else _max
+        for some, of in samples_and_channels(x.shape[0], x.shape[1], extent(geometry).values, _CHUNK):
             inputs, best, winner = (piece(piece(t, some), of, 1) for t in (x, y, offset))
             pool(inputs, best, winner, geometry, format)
     return y, offset
 
 
+def _max_of_few(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
+    """Max pooling into `y` and `offset`, of so few values that it is the calls that take time."""
+    values = _windows(_padded(x, geometry, _lowest(x.dtype), format), geometry).flatten(-geometry.rank)
+    winner = torch.empty_like(y, dtype=torch.int64)
+    torch.max(values, -1, out=(y, winner))
+    _keep(winner, _last_nan(values, -1, y), y, offset, first_taps(geometry))
+
+
 def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
     """Max pooling into `y` and `offset`: windows at regular steps, which are a view with dimensions of taps more."""
-    whole = padded_size(geometry)
-    if whole != geometry.input:
-        inside = (slice(p, p + i) for p, i in zip(geometry.padding, geometry.input))
-        padded = _scratch((*x.shape[:2], *whole), "padded", x.dtype, format).fill_(_lowest(x.dtype))
-        padded[last(inside)] = x
-        x = padded
+    x = _padded(x, geometry, _lowest(x.dtype), format)
     lanes, steps = x.stride()[:2], x.stride()[2:]
     by_tap = [step * dilation for step, dilation in zip(steps, geometry.dilation)]
     by_output = [step * stride for step, stride in zip(steps, geometry.stride)]
@@ -107,17 +115,30 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     and `argmax` take 4 to 100 times as long.
     """
     torch.amax(values, taps, out=y)
+    nan = _last_nan(values, taps, y)
     number = values.shape[taps]
     numbers = tap_numbers(number, 0 if taps else y.dim())
-    nan = (values.isnan() * numbers).amax(taps) if _holds_nan(y) else None
     lost = cast(torch.lt(values, y.unsqueeze(taps), out=values), numbers.dtype)
     candidates = torch.add(numbers, lost, alpha=number, out=lost)
     winner = torch.amin(candidates, taps, out=torch.empty_like(y, dtype=numbers.dtype))
+    _keep(winner.to(torch.int32), nan, y, offset, first)  # from float32 to bytes in one step takes 4 times as long
+
+
+def _last_nan(values: Tensor, taps: int, y: Tensor) -> Tensor | None:
+    """Of windows whose maximum `y` is NaN, the last tap that is; None if there are none."""
+    if not (y.is_floating_point() and math.isnan(y.sum())):  # a NaN makes it NaN, and so do infinities of both signs
+        return None
+    numbers = tap_numbers(values.shape[taps], 0 if taps else y.dim())
+    return (values.isnan() * numbers).amax(taps)
+
+
+def _keep(winner: Tensor, nan: Tensor | None, y: Tensor, offset: Tensor, first: Tensor) -> None:
+    """The winners as `offset`: the first tap that holds the maximum, or where that is NaN, the last that does."""
     if first.dim():  # where even the greatest is the lowest value, the first tap that holds it may lie in the padding
         winner = torch.maximum(winner, first)
     if nan is not None:
-        winner = torch.where(y.isnan(), nan, winner)
-    offset.copy_(winner.to(torch.int32))  # from float32 to bytes in one step takes 4 times as long
+        winner = torch.where(y.isnan(), nan.to(winner.dtype), winner)
+    offset.copy_(winner)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
@@ -145,6 +166,32 @@ def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: 
     return x
 
 
+def _are_few(x: Tensor, geometry: PoolGeometry) -> bool:
+    """Whether the windows of this input hold so few values that it is the calls that take time."""
+    samples, channels, *_ = x.shape
+    return 0 < samples * channels * extent(geometry).values <= _FEW and not geometry.adaptive
+
+
+def _windows(x: Tensor, geometry: PoolGeometry) -> Tensor:
+    """The windows of an input that holds all their taps, [N, C, *output, *kernel]: a view."""
+    samples, channels, *_ = x.shape
+    by_sample, by_channel, *steps = x.stride()
+    by_output, by_tap = map(mul, steps, geometry.stride), map(mul, steps, geometry.dilation)
+    size = (samples, channels, *geometry.output, *geometry.kernel)
+    return x.as_strided(size, (by_sample, by_channel, *by_output, *by_tap))
+
+
+def _padded(x: Tensor, geometry: PoolGeometry, value: float, format: torch.memory_format) -> Tensor:
+    """The input and what of the padding the windows see, filled with a value: `x` itself if they see none."""
+    span = extent(geometry).span
+    if span == geometry.input:
+        return x
+    inside = (slice(p, p + i) for p, i in zip(geometry.padding, geometry.input))
+    padded = _scratch((*x.shape[:2], *span), "padded", x.dtype, format).fill_(value)
+    padded[last(inside)] = x
+    return padded
+
+
 def _flat(t: Tensor, format: torch.memory_format) -> Tensor:
     """[N, C, *] as [N, C, pixels]; if channels_last, as [N, pixels, C]: a view if `t` is in that format."""
     return t.flatten(2) if format == torch.contiguous_format else t.movedim(1, -1).flatten(1, -2)
@@ -164,6 +211,10 @@ def _pixels(format: torch.memory_format) -> int:
 def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = Σ_k x[o·s − p + k·d] / divisor[o]."""
     y = _empty(x, geometry.output, format)
+    if _are_few(x, geometry):
+        windows = _windows(_padded(x, geometry, 0, format), geometry)
+        total = torch.sum(windows, _LAST[: geometry.rank], dtype=accumulation_dtype(x.dtype))
+        return _divide(total, geometry, out=y)
     for part in _chunks(x, geometry) if y.numel() else ():
         total = cast(piece(x, part), accumulation_dtype(x.dtype))
         single, others = single_windows(geometry)
@@ -293,20 +344,21 @@ def _narrow_dtype(geometry: PoolGeometry) -> torch.dtype:
 
 def _divide(total: Tensor, geometry: AvgGeometry, out: Tensor) -> Tensor:
     """`total` by each window's divisor; integers truncate, as C does."""
-    return torch.div(total, divisors(geometry), rounding_mode=None if total.is_floating_point() else "trunc", out=out)
+    divisor = divisors(geometry, total.dtype)
+    if total.is_floating_point():
+        return torch.div(total, divisor, out=out)
+    return torch.div(total, divisor, rounding_mode="trunc", out=out)
 
 
 def _lowest(dtype: torch.dtype) -> float:
     return -float("inf") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-def _holds_nan(t: Tensor) -> bool:
-    """Whether the sum is NaN, which a NaN makes it (and infinities of both signs, too)."""
-    return t.is_floating_point() and math.isnan(t.sum())
-
-
 def _empty(like: Tensor, spatial: Sequence[int], format: torch.memory_format) -> Tensor:
-    size = (*like.shape[:2], *spatial)
+    samples, channels, *_ = like.shape
+    size = (samples, channels, *spatial)
+    if format == torch.contiguous_format:
+        return like.new_empty(size)
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=format)
 
 

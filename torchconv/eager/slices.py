@@ -6,6 +6,7 @@ They depend on the geometry alone, and are kept for it.
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,10 +67,17 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
     return single, [(dim, axis) for dim, axis in axes if axis.output != 1]
 
 
+class Extent(NamedTuple):
+    """What the windows of one channel hold: how many values, counted for each window, and out of which span."""
+
+    values: int
+    span: Ints
+
+
 @functools.lru_cache(maxsize=256)
-def padded_size(geometry: PoolGeometry) -> Ints:
-    """`geometry.padded`, which takes as long to find as a small tensor to reduce."""
-    return geometry.padded
+def extent(geometry: PoolGeometry) -> Extent:
+    """The extent of all windows of a channel."""
+    return Extent(math.prod(geometry.output) * geometry.taps, geometry.padded)
 
 
 @functools.lru_cache(maxsize=_TENSORS)
@@ -128,15 +136,15 @@ def window_starts(geometry: PoolGeometry, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=_TENSORS)
-def divisors(geometry: AvgGeometry) -> Tensor:
+def divisors(geometry: AvgGeometry, dtype: torch.dtype) -> Tensor:
     """What each window's sum is divided by: one number, or [*output]."""
     divisor = torch.tensor(geometry.divisor or 1)
     if not geometry.divisor:
         for column in geometry.counts():
             divisor = divisor.unsqueeze(-1) * torch.tensor(column)
         if divisor.numel() and (divisor == divisor.flatten()[0]).all():
-            return divisor.flatten()[0].clone()
-    return divisor
+            divisor = divisor.flatten()[0].clone()
+    return divisor.to(dtype)
 
 
 def _window(axis: Axis, o: int) -> slice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,15 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
     if name in _FLOAT32_UNDER_AUTOCAST and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     return input
+
+
+def as_batch(name: str, rank: int, input: Any, supported: tuple[torch.dtype, ...]) -> Tensor:
+    """The input of a pooling, checked, cast as autocast asks, and batched."""
+    if not isinstance(input, Tensor) or input.dtype not in supported:
+        check_input(name, input, supported)
+    if name in _FLOAT32_UNDER_AUTOCAST:
+        input = as_autocast(name, input)
+    return input if input.dim() == rank + 2 else batched(name, rank, input)
 
 
 def check_tensor(name: str, argument: str, value: object) -> None:

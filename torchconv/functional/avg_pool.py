@@ -16,6 +16,7 @@ from torchconv.functional.arguments import (
     AdaptiveSize,
     Size,
     as_autocast,
+    as_batch,
     batched,
     check_bool,
     check_dtype,
@@ -199,14 +200,12 @@ def _avg_pool(
     divisor_override: int | None,
     dilation: Size,
 ) -> Tensor:
-    check_input(name, input, FLOATS_AND_INT64)
-    input = as_autocast(name, input)
-    x = batched(name, rank, input)
+    x = as_batch(name, rank, input, FLOATS_AND_INT64)
     geometry = _averaging(
         name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
     )
     y = autograd.avg_pool(x, geometry)
-    return y if x is input else y.squeeze(0)
+    return y if x.dim() == input.dim() else y.squeeze(0)
 
 
 @remembered
