@@ -20,7 +20,14 @@ from torch.autograd import Function
 
 from torchconv import ops
 from torchconv.autograd.conv import conv, conv_input_grad, conv_weight_grad
-from torchconv.autograd.function import Masked, Sum, derivatives_of, differentiable, without_derivative
+from torchconv.autograd.function import (
+    Masked,
+    Sum,
+    derivatives_of,
+    differentiable,
+    save_for_forward,
+    without_derivative,
+)
 from torchconv.autograd.pool import max_pool, max_pool_gather, max_pool_scatter
 from torchconv.autograd.product import sum_to_channels
 from torchconv.geometry import BlockGeometry
@@ -63,7 +70,7 @@ class Block(_Composed):
         without_derivative(ctx, output[1])
         need_x, need_w = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_w else None, w if need_x else None, output[1])
-        ctx.save_for_forward(x, w, output[1])
+        save_for_forward(ctx, x, w, output[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
@@ -108,7 +115,7 @@ class BlockInputGrad(_Composed):
         g, winner, w, ctx.geometry = inputs
         need_g, _, need_w, _ = ctx.needs_input_grad
         ctx.save_for_backward(g if need_w else None, winner, w if need_g else None)
-        ctx.save_for_forward(g, winner, w)
+        save_for_forward(ctx, g, winner, w)
 
     @staticmethod
     def backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
@@ -146,7 +153,7 @@ class BlockWeightGrad(_Composed):
         x, g, winner, ctx.with_bias, ctx.geometry = inputs
         need_x, need_g = ctx.needs_input_grad[:2]
         ctx.save_for_backward(x if need_g else None, g if need_x else None, winner)
-        ctx.save_for_forward(x, g, winner)
+        save_for_forward(ctx, x, g, winner)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, v_bias: Tensor) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, differentiable
+from torchconv.autograd.function import derivatives_of, differentiable, save_for_forward
 from torchconv.autograd.product import Product, sum_to_channels
 from torchconv.geometry import ConvGeometry
 from torchconv.layout import arranged, memory_format
@@ -124,7 +124,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     ctx.format = memory_format(first, second)
     need_first, need_second = ctx.needs_input_grad[:2]
     ctx.save_for_backward(first if need_second else None, second if need_first else None)
-    ctx.save_for_forward(first, second)
+    save_for_forward(ctx, first, second)
 
 
 def _unpadded(t: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from torchconv import ops
@@ -41,6 +42,7 @@ def differentiable(function: Any) -> Callable[..., Any]:
     operator, apply, differentiated = function.operator, _joined(function).apply, ops.differentiated
     transforms = torch._C._are_functorch_transforms_active
 
+    @functools.wraps(function.forward)
     def call(*args: Any) -> Any:
         if is_dynamo_compiling():
             transformed = torch._C._functorch.maybe_current_level() is not None
@@ -49,7 +51,8 @@ def differentiable(function: Any) -> Callable[..., Any]:
             return function.apply(*args)
         return apply(*args) if differentiated() else operator(*args)
 
-    call.__name__, call.__doc__ = operator.__name__, function.__doc__
+    call.__name__ = call.__qualname__ = operator.__name__
+    call.__doc__ = function.__doc__
     return call
 
 
@@ -64,6 +67,12 @@ def _joined(function: Any) -> Any:
 
     body = {"forward": staticmethod(forward), "setup_context": staticmethod(Function.setup_context)}
     return type(function.__name__, (function,), body)
+
+
+def save_for_forward(ctx: Any, *tensors: Tensor | None) -> None:
+    """`ctx.save_for_forward`, if forward mode is on: else nobody asks for them, and it takes its time."""
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
 
 
 def without_derivative(ctx: Any, output: Tensor) -> None:
@@ -109,7 +118,7 @@ class Masked(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
+        save_for_forward(ctx, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, differentiable, without_derivative
+from torchconv.autograd.function import derivatives_of, differentiable, save_for_forward, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import FractionalGeometry, IndexGeometry
 from torchconv.layout import arranged, memory_format
@@ -99,7 +99,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
     t, index, ctx.geometry = inputs
     ctx.format = memory_format(t)
     ctx.save_for_backward(index)
-    ctx.save_for_forward(index)
+    save_for_forward(ctx, index)
 
 
 index_gather = differentiable(IndexGather)

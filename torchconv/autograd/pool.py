@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import ops
-from torchconv.autograd.function import derivatives_of, differentiable, without_derivative
+from torchconv.autograd.function import derivatives_of, differentiable, save_for_forward, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import AvgGeometry, PoolGeometry
 from torchconv.layout import arranged, memory_format
@@ -38,7 +38,7 @@ class MaxPool(LinearMap):
         ctx.geometry = inputs[1]
         without_derivative(ctx, output[1])
         ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        save_for_forward(ctx, output[1])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, _: None) -> tuple[Any, ...]:
@@ -120,7 +120,7 @@ def _save_offset(ctx: Any, inputs: tuple[Any, ...]) -> None:
     t, offset, ctx.geometry = inputs
     ctx.format = memory_format(t)
     ctx.save_for_backward(offset)
-    ctx.save_for_forward(offset)
+    save_for_forward(ctx, offset)
 
 
 max_pool = differentiable(MaxPool)

@@ -57,24 +57,24 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
     Of equal values the first wins; a NaN beats every number, and of several NaNs the last wins.  A window of nothing
     but the lowest value reports its first element inside the input.
     """
+    if _are_few(x, geometry):
+        return _max_of_few(x, geometry, format)
     y = _empty(x, geometry.output, format)
     offset = torch.empty_like(y, dtype=offset_dtype(geometry))
-    if _are_few(x, geometry):
-        _max_of_few(x, y, offset, geometry, format)
-    elif y.numel():
-        pool = _max_of_adaptive if geometry.adaptive else _max
+    pool = _max_of_adaptive if geometry.adaptive else _max
+    if y.numel():
         for some, of in samples_and_channels(x.shape[0], x.shape[1], extent(geometry).values, _CHUNK):
             inputs, best, winner = (piece(piece(t, some), of, 1) for t in (x, y, offset))
             pool(inputs, best, winner, geometry, format)
     return y, offset
 
 
-def _max_of_few(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
-    """Max pooling into `y` and `offset`, of so few values that it is the calls that take time."""
+def _max_of_few(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """Max pooling of so few values that it is the calls that take time."""
     values = _windows(_padded(x, geometry, _lowest(x.dtype), format), geometry).flatten(-geometry.rank)
-    winner = torch.empty_like(y, dtype=torch.int64)
-    torch.max(values, -1, out=(y, winner))
-    _keep(winner, _last_nan(values, -1, y), y, offset, first_taps(geometry))
+    y, winner = values.max(-1)  # contiguous, both
+    offset = _winner(winner, _last_nan(values, -1, y), y, first_taps(geometry)).to(offset_dtype(geometry))
+    return (y, offset) if format == torch.contiguous_format else (arranged(y, format), arranged(offset, format))
 
 
 def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
@@ -121,7 +121,8 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     lost = cast(torch.lt(values, y.unsqueeze(taps), out=values), numbers.dtype)
     candidates = torch.add(numbers, lost, alpha=number, out=lost)
     winner = torch.amin(candidates, taps, out=torch.empty_like(y, dtype=numbers.dtype))
-    _keep(winner.to(torch.int32), nan, y, offset, first)  # from float32 to bytes in one step takes 4 times as long
+    # From float32 to bytes in one step takes 4 times as long.
+    offset.copy_(_winner(winner.to(torch.int32), nan, y, first))
 
 
 def _last_nan(values: Tensor, taps: int, y: Tensor) -> Tensor | None:
@@ -132,13 +133,11 @@ def _last_nan(values: Tensor, taps: int, y: Tensor) -> Tensor | None:
     return (values.isnan() * numbers).amax(taps)
 
 
-def _keep(winner: Tensor, nan: Tensor | None, y: Tensor, offset: Tensor, first: Tensor) -> None:
-    """The winners as `offset`: the first tap that holds the maximum, or where that is NaN, the last that does."""
+def _winner(tap: Tensor, nan: Tensor | None, y: Tensor, first: Tensor) -> Tensor:
+    """The winning tap, given the first that holds the maximum `y`: if that is NaN, the last that does."""
     if first.dim():  # where even the greatest is the lowest value, the first tap that holds it may lie in the padding
-        winner = torch.maximum(winner, first)
-    if nan is not None:
-        winner = torch.where(y.isnan(), nan.to(winner.dtype), winner)
-    offset.copy_(winner)
+        tap = torch.maximum(tap, first)
+    return tap if nan is None else torch.where(y.isnan(), nan.to(tap.dtype), tap)
 
 
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
@@ -210,11 +209,12 @@ def _pixels(format: torch.memory_format) -> int:
 
 def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = Σ_k x[o·s − p + k·d] / divisor[o]."""
-    y = _empty(x, geometry.output, format)
     if _are_few(x, geometry):
         windows = _windows(_padded(x, geometry, 0, format), geometry)
-        total = torch.sum(windows, _LAST[: geometry.rank], dtype=accumulation_dtype(x.dtype))
-        return _divide(total, geometry, out=y)
+        total = torch.sum(windows, _LAST[: geometry.rank], dtype=accumulation_dtype(x.dtype))  # contiguous
+        in_place = format == torch.contiguous_format and total.dtype == x.dtype
+        return _divide(total, geometry, out=total if in_place else _empty(x, geometry.output, format))
+    y = _empty(x, geometry.output, format)
     for part in _chunks(x, geometry) if y.numel() else ():
         total = cast(piece(x, part), accumulation_dtype(x.dtype))
         single, others = single_windows(geometry)
