@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -25,8 +25,12 @@ AVG_POOL = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 POOL = MAX_POOL + AVG_POOL
 
 
-def on_paths(names: Iterable[Any], kernels: Collection[Any] | None = None) -> list[Any]:
+def on_paths(
+    names: Iterable[Any], kernels: Collection[Any] | None = None, eager: Sequence[str] = ("eager",)
+) -> list[Any]:
     """Parameters (device, name): every name on the eager path, and those in `kernels` (None: all) on the kernels.
+
+    Poolings have two eager paths: that for few values, and "passes" over many, which then few take as well.
 
     Triton's interpreter takes about 200 ms for a kernel's program, so without a GPU the kernels run the tiniest cases;
     with one they run all.
@@ -36,7 +40,7 @@ def on_paths(names: Iterable[Any], kernels: Collection[Any] | None = None) -> li
     assert set(few) <= set(names)
     return [
         pytest.param(path, name, id=f"{path}-{str(name).removeprefix('torch.')}")
-        for path, chosen in (("eager", names), ("kernels", few))
+        for path, chosen in (*((path, names) for path in eager), ("kernels", few))
         for name in chosen
     ]
 

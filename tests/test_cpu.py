@@ -143,6 +143,7 @@ def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_maximum_in_chunks(chunk, layout, monkeypatch):
     """Some samples at a time, some channels of one, or some rows of outputs of one channel."""
+    monkeypatch.setattr(pool, "_FEW", 0)
     monkeypatch.setattr(pool, "_CHUNK", chunk)
     x = laid_out(torch.randn(3, 2, 9, 8), layout)
     for arguments in ({"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": (5, 2), "dilation": (1, 3)}):
@@ -154,6 +155,7 @@ def test_maximum_in_chunks(chunk, layout, monkeypatch):
 @pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"])
 def test_poolings_and_gradients_in_chunks(name, chunk, monkeypatch):
     """Some samples at a time, with a short last few."""
+    monkeypatch.setattr(pool, "_FEW", 0)
     monkeypatch.setattr(pool, "_CHUNK", chunk)
     x, arguments = torch.randn(5, 1, 7, 6, dtype=torch.float64), (3,) if name.startswith("adaptive") else (3, 2, 1)
     results = []
@@ -200,6 +202,7 @@ def test_inference_before_training():
 @pytest.mark.parametrize("operator", ["conv_fprop", "depthwise conv_wgrad", "max_pool"])
 def test_operators_inside_an_operator_do_not_share_it(operator, monkeypatch):
     """Python may run anything between two lines, such as a signal's handler: here, between any two pieces of memory."""
+    monkeypatch.setattr(pool, "_FEW", 0)
     x, other = torch.randn(2, 2, 3, 9, 9)
     geometry = ConvGeometry.of_conv(x.shape, (3, 1, 3, 3), 1, 1, 1, 3)
     call, *rest = {

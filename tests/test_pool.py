@@ -1,8 +1,10 @@
 """Max and average pooling against torch.nn.functional: values, indices, gradients, dtypes, layouts, formats."""
 
+import functools
 from typing import Any, NamedTuple
 
 import pytest
+import support
 import torch
 from support import (
     AVG_POOL,
@@ -15,7 +17,6 @@ from support import (
     formats,
     laid_out,
     leaf,
-    on_paths,
     ours,
     rank_of,
     reference,
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from torchconv import functional
 
+on_paths = functools.partial(support.on_paths, eager=("eager", "passes"))
 pytestmark = pytest.mark.usefixtures("nan_filled")
 
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)

@@ -8,6 +8,7 @@ kernels.
 import dataclasses
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import DTYPES, LAYOUTS, assert_close, laid_out, leaf, ours, reference, torchs
 
+from torchconv.eager import pool
 from torchconv.geometry import ConvGeometry, PoolGeometry
 
 FAMILIES = (
@@ -42,6 +44,7 @@ class Call:
     dtype: torch.dtype
     layout: str
     gradient_layout: str
+    few: int  # values of all windows that pooling takes at once
 
 
 @st.composite
@@ -64,6 +67,7 @@ def calls(draw, family, small):
         draw(st.sampled_from(DTYPES)),
         draw(st.sampled_from(LAYOUTS[:-1])),
         draw(st.sampled_from(LAYOUTS)),
+        draw(st.sampled_from((0, pool._FEW))),
     )
 
 
@@ -158,7 +162,8 @@ def check(call: Call, device: torch.device) -> None:
         arguments["indices"] = pixels.argsort(-1)[..., : math.prod(x.shape[2:])].view(x.shape)
     if "fractional" in call.name:
         arguments["_random_samples"] = torch.rand(*x.shape[:2], x.dim() - 2, dtype=x.dtype, device=device)
-    y = ours(call.name)(**tensors, **arguments)
+    with mock.patch.object(pool, "_FEW", call.few):
+        y = ours(call.name)(**tensors, **arguments)
     g = laid_out((torch.randint(least, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
     actual = gradients_of(y, tensors, g)
     assert y.dtype is call.dtype
