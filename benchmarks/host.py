@@ -1,10 +1,13 @@
 """What a call costs beside the computing: Function, operator and checks of arguments, on tiny inputs on the CPU.
 
-    python -m benchmarks.host [--repeat 500] [--json FILE]
+    python -m benchmarks.host [--repeat 500] [--calls 4] [--json FILE]
 
-Each row times a module of torch.nn, ours, and what ours computes with (the tensor algebra by itself), one after the
-other, again and again in one thread, and shows medians of these rounds.  `host` is ours without the algebra, and
-`ratio` the median over the rounds of host to torch.nn's whole call, computing included.
+Each row times a module of torch.nn, ours, and what ours computes with (the tensor algebra by itself), in turns, again
+and again in one thread, and shows medians of these rounds.  `host` is ours without the algebra, and `ratio` the median
+over the rounds of host to torch.nn's whole call, computing included.
+
+Few calls in a row, the default, come as near to a model as this can, where other layers run in between: of many, those
+of torch.nn have the processor's caches for themselves.
 """
 
 from __future__ import annotations
@@ -53,8 +56,6 @@ ALGEBRA: dict[str, tuple[Callable[..., Any], type, int]] = {
 }
 # Without a graph, with one, and through it to the gradients.
 MODES = ("no_grad", "forward", "training")
-# Few, so that on a busy machine most rounds pass undisturbed.
-CALLS = 4
 
 
 @dataclass
@@ -110,14 +111,14 @@ def algebra(run: Callable[[], Any]) -> Callable[[], Any]:
     return compute
 
 
-def microseconds(run: Callable[[], Any]) -> float:
+def microseconds(run: Callable[[], Any], calls: int) -> float:
     start = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / CALLS * 1e6
+    return (time.perf_counter() - start) / calls * 1e6
 
 
-def measure(name: str, mode: str, repeat: int) -> Row:
+def measure(name: str, mode: str, repeat: int, calls: int) -> Row:
     arguments, size = CASES[name]
     x = torch.randn(size, requires_grad=mode != "no_grad")
     theirs, mine = (getattr(namespace, name)(*arguments) for namespace in (torch.nn, nn))
@@ -125,8 +126,12 @@ def measure(name: str, mode: str, repeat: int) -> Row:
         runs = [step(theirs, x, mode), step(mine, x, mode)]
         runs.append(algebra(runs[1]))
         for run in runs:
-            microseconds(run)
-        rounds = [[microseconds(run) for run in runs] for _ in range(repeat)]
+            microseconds(run, calls)
+        rounds = []
+        for number in range(repeat):  # the algebra before and after ours, by turns: each warms the caches for the other
+            order = (0, 1, 2) if number % 2 else (0, 2, 1)
+            times = {index: microseconds(runs[index], calls) for index in order}
+            rounds.append([times[index] for index in range(len(runs))])
     medians = [statistics.median(column) for column in zip(*rounds)]
     host = statistics.median(mine - alone for _, mine, alone in rounds)
     ratio = statistics.median((mine - alone) / theirs for theirs, mine, alone in rounds)
@@ -146,10 +151,11 @@ def table(rows: list[Row]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=500, help="rounds of each row (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=4, help="calls in a row (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = [measure(name, mode, options.repeat) for name, mode in itertools.product(CASES, MODES)]
+    rows = [measure(name, mode, options.repeat, options.calls) for name, mode in itertools.product(CASES, MODES)]
     print(table(rows))
     if options.json:
         tables.save(options.json, [asdict(row) for row in rows])

@@ -60,11 +60,9 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
 
 
 def as_batch(name: str, rank: int, input: Any, supported: tuple[torch.dtype, ...]) -> Tensor:
-    """The input of a pooling, checked, cast as autocast asks, and batched."""
+    """The input of a pooling, checked and batched."""
     if not isinstance(input, Tensor) or input.dtype not in supported:
         check_input(name, input, supported)
-    if name in _FLOAT32_UNDER_AUTOCAST:
-        input = as_autocast(name, input)
     return input if input.dim() == rank + 2 else batched(name, rank, input)
 
 

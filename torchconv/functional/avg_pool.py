@@ -20,7 +20,6 @@ from torchconv.functional.arguments import (
     batched,
     check_bool,
     check_dtype,
-    check_input,
     check_tensor,
 )
 from torchconv.geometry import AvgGeometry, PoolGeometry, extended
@@ -200,7 +199,7 @@ def _avg_pool(
     divisor_override: int | None,
     dilation: Size,
 ) -> Tensor:
-    x = as_batch(name, rank, input, FLOATS_AND_INT64)
+    x = as_autocast(name, as_batch(name, rank, input, FLOATS_AND_INT64))
     geometry = _averaging(
         name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
     )
@@ -236,11 +235,9 @@ def _averaging(
 
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
-    check_input(name, input, FLOATS)
-    input = as_autocast(name, input)
-    x = batched(name, rank, input)
+    x = as_autocast(name, as_batch(name, rank, input, FLOATS))
     y = autograd.avg_pool(x, _adaptive_averaging(x.shape, rank, output_size))
-    return y if x is input else y.squeeze(0)
+    return y if x.dim() == input.dim() else y.squeeze(0)
 
 
 @remembered

@@ -13,10 +13,9 @@ from torchconv.functional.arguments import (
     AdaptiveSize,
     Size,
     as_autocast,
-    batched,
+    as_batch,
     check_bool,
     check_channels,
-    check_input,
 )
 from torchconv.geometry import PoolGeometry
 
@@ -198,20 +197,17 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    check_input(name, input, FLOATS_AND_INTEGERS)
+    x = as_batch(name, rank, input, FLOATS_AND_INTEGERS)
+    x = x if return_indices else as_autocast(name, x)
     check_bool(name, "ceil_mode", ceil_mode)
-    input = input if return_indices else as_autocast(name, input)
-    x = batched(name, rank, input)
     geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-    return _pooled(x, geometry, return_indices, x is input)
+    return _pooled(x, geometry, return_indices, x.dim() == input.dim())
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
-    check_input(name, input, FLOATS)
-    input = as_autocast(name, input)
-    x = batched(name, rank, input)
+    x = as_autocast(name, as_batch(name, rank, input, FLOATS))
     check_channels(name, x)
-    return _pooled(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices, x is input)
+    return _pooled(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices, x.dim() == input.dim())
 
 
 def _pooled(x: Tensor, geometry: PoolGeometry, return_indices: bool, is_batch: bool) -> Any:
