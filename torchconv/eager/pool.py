@@ -73,7 +73,8 @@ def _max_of_few(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) 
     """Max pooling of so few values that it is the calls that take time."""
     values = _windows(_padded(x, geometry, _lowest(x.dtype), format), geometry).flatten(-geometry.rank)
     y, winner = values.max(-1)  # contiguous, both
-    offset = _winner(winner, _last_nan(values, -1, y), y, first_taps(geometry)).to(offset_dtype(geometry))
+    nan = None if torch.equal(y, y) else _last_nan(values, -1)
+    offset = _winner(winner, nan, y, first_taps(geometry)).to(offset_dtype(geometry))
     return (y, offset) if format == torch.contiguous_format else (arranged(y, format), arranged(offset, format))
 
 
@@ -115,7 +116,8 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     and `argmax` take 4 to 100 times as long.
     """
     torch.amax(values, taps, out=y)
-    nan = _last_nan(values, taps, y)
+    # A NaN makes their sum NaN, and so do infinities of both signs.
+    nan = _last_nan(values, taps) if y.is_floating_point() and math.isnan(y.sum()) else None
     number = values.shape[taps]
     numbers = tap_numbers(number, 0 if taps else y.dim())
     lost = cast(torch.lt(values, y.unsqueeze(taps), out=values), numbers.dtype)
@@ -125,11 +127,9 @@ def _reduce(values: Tensor, taps: int, y: Tensor, offset: Tensor, first: Tensor)
     offset.copy_(_winner(winner.to(torch.int32), nan, y, first))
 
 
-def _last_nan(values: Tensor, taps: int, y: Tensor) -> Tensor | None:
-    """Of windows whose maximum `y` is NaN, the last tap that is; None if there are none."""
-    if not (y.is_floating_point() and math.isnan(y.sum())):  # a NaN makes it NaN, and so do infinities of both signs
-        return None
-    numbers = tap_numbers(values.shape[taps], 0 if taps else y.dim())
+def _last_nan(values: Tensor, taps: int) -> Tensor:
+    """The last NaN along dimension `taps`, or 0."""
+    numbers = tap_numbers(values.shape[taps], 0 if taps else values.dim() - 1)
     return (values.isnan() * numbers).amax(taps)
 
 
