@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from torchconv.functional.arguments import (
     check_channels,
 )
 from torchconv.geometry import PoolGeometry
+from torchconv.integers import remembered
 
 
 def max_pool2d(
@@ -198,21 +200,39 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     x = as_batch(name, rank, input, FLOATS_AND_INTEGERS)
-    x = x if return_indices else as_autocast(name, x)
+    if not return_indices:
+        x = as_autocast(name, x)
+    geometry = _pooling(name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    y, offset = autograd.max_pool(x, geometry)
+    return _results(y, offset, geometry, input.dim(), return_indices)
+
+
+@remembered
+def _pooling(
+    name: str,
+    size: Sequence[int],
+    rank: int,
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+) -> PoolGeometry:
     check_bool(name, "ceil_mode", ceil_mode)
-    geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-    return _pooled(x, geometry, return_indices, x.dim() == input.dim())
+    return PoolGeometry.of_pool(size, rank, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
     x = as_autocast(name, as_batch(name, rank, input, FLOATS))
     check_channels(name, x)
-    return _pooled(x, PoolGeometry.of_adaptive(x.shape, rank, output_size), return_indices, x.dim() == input.dim())
-
-
-def _pooled(x: Tensor, geometry: PoolGeometry, return_indices: bool, is_batch: bool) -> Any:
+    geometry = PoolGeometry.of_adaptive(x.shape, rank, output_size)
     y, offset = autograd.max_pool(x, geometry)
+    return _results(y, offset, geometry, input.dim(), return_indices)
+
+
+def _results(y: Tensor, offset: Tensor, geometry: PoolGeometry, dims: int, return_indices: bool) -> Any:
+    """What was asked for, batched if an input of so many dimensions was."""
     if not return_indices:
-        return y if is_batch else y.squeeze(0)
+        return y if y.dim() == dims else y.squeeze(0)
     index = autograd.winner_index(offset, geometry)
-    return (y, index) if is_batch else (y.squeeze(0), index.squeeze(0))
+    return (y, index) if y.dim() == dims else (y.squeeze(0), index.squeeze(0))
