@@ -351,15 +351,13 @@ def test_subclasses_and_devices_go_through_the_dispatcher(kind, times, dispatche
         torch.testing.assert_close(y.detach(), F.avg_pool2d(x, 2).detach())
 
 
-@pytest.mark.parametrize("name", ON_KERNELS)
-@pytest.mark.parametrize("path", ["eager", "triton"])
-def test_negative_views(name, path):
+@pytest.mark.parametrize(("device", "name"), on_paths(ON_KERNELS), indirect=["device"])
+def test_negative_views(device, name):
     """Whose elements are not what lies in memory, which kernels read."""
-    tensors, arguments = call(name)
+    tensors, arguments = call(name, device=device)
     negated = {key: (-t.detach()).requires_grad_() for key, t in tensors.items()}
     views = {key: torch._neg_view(t.detach()).requires_grad_() for key, t in tensors.items()}
-    with torchconv.backend(path):
-        torch.testing.assert_close(run(name, views, arguments, order=2), run(name, negated, arguments, order=2))
+    torch.testing.assert_close(run(name, views, arguments, order=2), run(name, negated, arguments, order=2))
 
 
 @pytest.mark.parametrize("layout", [Tensor.to_sparse, Tensor.to_mkldnn])
