@@ -122,10 +122,10 @@ _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 def _straight(arguments: tuple[Any, ...]) -> bool:
     """Whether an operator with these arguments is for tensor algebra on a CPU, and nobody wants to see it.
 
-    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is
-    called as it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest
-    poolings.  Each of these questions has an answer in C, as whole sets of dispatch keys have not: those take ten
-    times as long where other code has run in between.
+    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is called as it
+    is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.  Each
+    of these questions is answered by a flag.  A set of dispatch keys would answer most at once, but torch makes an
+    object of it, which takes ten times as long where other code has run in between.
     (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
     """
     if current_backend() != "eager" or _function_modes() or _trace() or _profiled():

@@ -39,6 +39,7 @@ def differentiable(function: Any) -> Callable[..., Any]:
     derivatives; inside a transform of `torch.func` it is to refuse, and leave the transform to run as it is, for there
     torch would look for the operator's own rules.
     """
+    # Looked up once: where other code has run in between, a name takes as long to find as to call.
     operator, apply, differentiated = function.operator, _joined(function).apply, ops.differentiated
     transforms = torch._C._are_functorch_transforms_active
 

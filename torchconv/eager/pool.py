@@ -48,7 +48,7 @@ from torchconv.layout import arranged, memory_format
 _CHUNK = 1 << 20
 # Values of all windows that are taken in the fewest calls: as much time as the ways for more of them take at least.
 _FEW = 1 << 11
-_LAST = (-1, -2, -3)
+_LAST = (-1, -2, -3)  # dimensions: those of the taps are so many of these
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
