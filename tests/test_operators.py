@@ -1,8 +1,7 @@
 """Which operators run; that nobody computes what nobody asked for; what torch's checks and its compiler say of them."""
 
+import contextlib
 import functools
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -380,22 +379,24 @@ def test_scripts_hold_the_operator():
     assert "torchconv::max_pool" in str(traced.graph)
 
 
-def test_straight_after_import_under_a_mode():
-    """Nothing is learnt from the state of the thread that imports."""
-    code = """
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+@contextlib.contextmanager
+def functionalization():
+    """What a plain tensor does not show, but any that is made inside."""
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        yield
+    finally:
+        torch._disable_functionalization()
 
-with torch.inference_mode(), FlopCounterMode(display=False):
-    import torchconv
-x, w = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 3, 3)
-with FlopCounterMode(display=False) as counter:
-    torchconv.functional.conv2d(x, w)
-assert counter.get_total_flops() == 2 * 4 * 9
-torchconv.ops._numbers = None  # nothing may call it
-torchconv.functional.conv2d(x, w)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+def test_nothing_of_functionalization_is_kept(dispatched):
+    geometry = PoolGeometry.of_pool((1, 2, 7, 7), 2, 3, 2, 1, 1, False)
+    x = torch.randn(1, 2, 7, 7)
+    with functionalization():
+        ops.max_pool(x, geometry)
+    torch.func.functionalize(lambda t: ops.max_pool(x, geometry)[0] + t)(torch.ones(()))
+    assert len(dispatched) == 2
+    assert not torch._is_functional_tensor(ops.max_pool(x, geometry)[0])
 
 
 def test_inference_mode(dispatched):

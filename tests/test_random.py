@@ -164,8 +164,8 @@ def check(call: Call, device: torch.device) -> None:
         arguments["_random_samples"] = torch.rand(*x.shape[:2], x.dim() - 2, dtype=x.dtype, device=device)
     with mock.patch.object(pool, "_FEW", call.few):
         y = ours(call.name)(**tensors, **arguments)
-    g = laid_out((torch.randint(least, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
-    actual = gradients_of(y, tensors, g)
+        g = laid_out((torch.randint(least, 9, y.shape) / 4).to(call.dtype), call.gradient_layout) if y.numel() else None
+        actual = gradients_of(y, tensors, g)
     assert y.dtype is call.dtype
     # What tracing believes of the result and of the gradients, from tensors without data.
     z = ours(call.name)(**(traced := without_data(tensors)), **without_data(arguments))

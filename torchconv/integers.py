@@ -54,12 +54,12 @@ def as_int(value: Any) -> int:
 
 
 def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, computed once for constants and tuples of ints; for others, by name, and while tracing, each time."""
+    """`function`, computed once for constants and tuples of ints; for others, by name, and for Dynamo, each time."""
 
     @functools.lru_cache(maxsize=1024, typed=True)
     def kept(*args: Any) -> Any:
         if not all(type(value) in _CONSTANTS or type(value) is tuple for value in args):
-            raise TypeError("not to be kept")
+            raise TypeError  # not to be kept: it may change.  What is found again is of the types that got here once
         return function(*args)
 
     @functools.wraps(function)

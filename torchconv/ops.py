@@ -111,10 +111,12 @@ def _operator(
 
 
 # By names of this file: to find them in `torch._C`, one by one, takes as long as to call them.
-_function_modes, _trace = torch._C._len_torch_function_stack, torch._C._get_tracing_state
-_profiled, _grad_enabled = torch._C._autograd._profiler_enabled, torch.is_grad_enabled
-_excluded, _AUTOCAST = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.AutocastCPU
+_function_modes, _transforms = torch._C._len_torch_function_stack, torch._C._are_functorch_transforms_active
+_trace, _profiled = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
+_excluded, _included = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C._dispatch_tls_is_dispatch_key_included
+_AUTOCAST, _FUNCTIONALIZE = torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.Functionalize
 _is_special = torch._C._dispatch_isTensorSubclassLike  # sparse, batched, functional; any tensor where modes are active
+_grad_enabled = torch.is_grad_enabled
 _TENSORS = {Tensor, torch.nn.Parameter}
 _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 
@@ -122,15 +124,16 @@ _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 def _straight(arguments: tuple[Any, ...]) -> bool:
     """Whether an operator with these arguments is for tensor algebra on a CPU, and nobody wants to see it.
 
-    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is called as it
-    is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest poolings.  Each
-    of these questions is answered by a flag.  A set of dispatch keys would answer most at once, but torch makes an
-    object of it, which takes ten times as long where other code has run in between.
+    No mode, transform, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is
+    called as it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest
+    poolings.  Each of these questions is answered by a flag.  A set of dispatch keys would answer most at once, but
+    torch makes an object of it, which takes ten times as long where other code has run in between.
     (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
     """
-    if current_backend() != "eager" or _function_modes() or _trace() or _profiled():
+    if current_backend() != "eager" or _function_modes() or _transforms() or _trace() or _profiled():
         return False
-    if not _excluded(_AUTOCAST):  # it is, unless autocast is on
+    # The first is excluded unless autocast is on.  Of the second, memory that is kept here would stay a wrapper.
+    if not _excluded(_AUTOCAST) or _included(_FUNCTIONALIZE):
         return False
     for value in arguments:
         kind = type(value)

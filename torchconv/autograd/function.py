@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def derivatives_of(operator: Callable[..., Any]) -> Callable[[Any], Any]:
     """
 
     def register(function: Any) -> Any:
-        function.operator = staticmethod(operator)
+        function.operator = staticmethod(operator)  # which `forward` calls by names that torch and Dynamo count
         ops.differentiate(operator, function)
         return function
 
@@ -54,6 +55,9 @@ def differentiable(function: Any) -> Callable[..., Any]:
 
     call.__name__ = call.__qualname__ = operator.__name__
     call.__doc__ = function.__doc__
+    signature = inspect.signature(function.forward)
+    parameters = [parameter.replace(kind=parameter.POSITIONAL_ONLY) for parameter in signature.parameters.values()]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return call
 
 

@@ -46,9 +46,10 @@ from torchconv.layout import arranged, memory_format
 
 # Elements that are made of an input at a time: 4 MiB in float32.
 _CHUNK = 1 << 20
-# Values of all windows that are taken in the fewest calls: as much time as the ways for more of them take at least.
+# Values of all windows up to which the fewest calls win: they take longer for each value than passes over all of them.
 _FEW = 1 << 11
-_LAST = (-1, -2, -3)  # dimensions: those of the taps are so many of these
+# The taps' dimensions are the first `rank` of these.
+_LAST = (-1, -2, -3)
 
 
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,10 @@ def single_windows(geometry: PoolGeometry) -> tuple[Single, list[tuple[int, Axis
 
 
 class Extent(NamedTuple):
-    """What the windows of one channel hold: how many values, counted for each window, and out of which span."""
+    """How many values the windows of a channel hold, each counted for every window, and the size that they span.
+
+    The span is that of the input and of the padding that windows see.
+    """
 
     values: int
     span: Ints
@@ -76,7 +79,7 @@ class Extent(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def extent(geometry: PoolGeometry) -> Extent:
-    """The extent of all windows of a channel."""
+    """The extent of all windows of a channel, which takes as long to find as a small tensor to reduce."""
     return Extent(math.prod(geometry.output) * geometry.taps, geometry.padded)
 
 

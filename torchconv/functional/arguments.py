@@ -60,7 +60,7 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
 
 
 def as_batch(name: str, rank: int, input: Any, supported: tuple[torch.dtype, ...]) -> Tensor:
-    """The input of a pooling, checked and batched."""
+    """The input of a pooling, checked and batched: mostly, in one call."""
     if not isinstance(input, Tensor) or input.dtype not in supported:
         check_input(name, input, supported)
     return input if input.dim() == rank + 2 else batched(name, rank, input)
