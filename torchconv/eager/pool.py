@@ -72,7 +72,8 @@ def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> 
 
 def _max_of_few(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
     """Max pooling of so few values that it is the calls that take time."""
-    values = _windows(_padded(x, geometry, _lowest(x.dtype), format), geometry).flatten(-geometry.rank)
+    x = _padded(x, geometry, _lowest(x.dtype), format)
+    values = _windows(x, geometry, slice(0, geometry.output[0])).flatten(-geometry.rank)
     y, winner = values.max(-1)  # contiguous, both
     nan = None if torch.equal(y, y) else _last_nan(values, -1)
     offset = _winner(winner, nan, y, first_taps(geometry)).to(offset_dtype(geometry))
@@ -81,23 +82,18 @@ def _max_of_few(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) 
 
 def _max(x: Tensor, y: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> None:
     """Max pooling into `y` and `offset`: windows at regular steps, which are a view with dimensions of taps more."""
-    x = _padded(x, geometry, _lowest(x.dtype), format)
-    lanes, steps = x.stride()[:2], x.stride()[2:]
-    by_tap = [step * dilation for step, dilation in zip(steps, geometry.dilation)]
-    by_output = [step * stride for step, stride in zip(steps, geometry.stride)]
+    x, rank = _padded(x, geometry, _lowest(x.dtype), format), geometry.rank
+    taps_first = (*range(-rank, 0), *range(2 + rank))
     first = first_taps(geometry)
     for rows in chunks(geometry.output[0], y.numel() // geometry.output[0] * geometry.taps, _CHUNK):
-        size = (*x.shape[:2], rows.stop - rows.start, *geometry.output[1:])
-        start = x.storage_offset() + rows.start * by_output[0]
+        view = _windows(x, geometry, rows)
         # They are copied to where the longer of the two is dense: windows, or outputs.
         if format == torch.contiguous_format and geometry.taps > math.prod(geometry.output):
-            view = x.as_strided((*size, *geometry.kernel), (*lanes, *by_output, *by_tap), start)
             values = scratch(view.shape, "pool values", x.dtype).copy_(view)
-            values, taps = values.flatten(-geometry.rank), -1
+            values, taps = values.flatten(-rank), -1
         else:
-            view = x.as_strided((*geometry.kernel, *size), (*by_tap, *lanes, *by_output), start)
-            values = _scratch(size, "values", x.dtype, format, geometry.kernel).copy_(view)
-            values, taps = values.flatten(0, geometry.rank - 1), 0
+            memory = _scratch(tuple(view.shape[:-rank]), "values", x.dtype, format, geometry.kernel)
+            values, taps = memory.copy_(view.permute(taps_first)).flatten(0, rank - 1), 0
         _reduce(values, taps, piece(y, rows, 2), piece(offset, rows, 2), first[rows] if first.dim() else first)
 
 
@@ -172,13 +168,14 @@ def _are_few(x: Tensor, geometry: PoolGeometry) -> bool:
     return 0 < samples * channels * extent(geometry).values <= _FEW and not geometry.adaptive
 
 
-def _windows(x: Tensor, geometry: PoolGeometry) -> Tensor:
-    """The windows of an input that holds all their taps, [N, C, *output, *kernel]: a view."""
+def _windows(x: Tensor, geometry: PoolGeometry, rows: slice) -> Tensor:
+    """These rows of the windows of an input that holds all their taps, [N, C, rows, *others, *kernel]: a view."""
     samples, channels, *_ = x.shape
     by_sample, by_channel, *steps = x.stride()
-    by_output, by_tap = map(mul, steps, geometry.stride), map(mul, steps, geometry.dilation)
-    size = (samples, channels, *geometry.output, *geometry.kernel)
-    return x.as_strided(size, (by_sample, by_channel, *by_output, *by_tap))
+    by_row, *by_output = map(mul, steps, geometry.stride)
+    size = (samples, channels, rows.stop - rows.start, *geometry.output[1:], *geometry.kernel)
+    strides = (by_sample, by_channel, by_row, *by_output, *map(mul, steps, geometry.dilation))
+    return x.as_strided(size, strides, x.storage_offset() + rows.start * by_row)
 
 
 def _padded(x: Tensor, geometry: PoolGeometry, value: float, format: torch.memory_format) -> Tensor:
@@ -211,7 +208,7 @@ def _pixels(format: torch.memory_format) -> int:
 def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = Σ_k x[o·s − p + k·d] / divisor[o]."""
     if _are_few(x, geometry):
-        windows = _windows(_padded(x, geometry, 0, format), geometry)
+        windows = _windows(_padded(x, geometry, 0, format), geometry, slice(0, geometry.output[0]))
         total = torch.sum(windows, _LAST[: geometry.rank], dtype=accumulation_dtype(x.dtype))  # contiguous
         in_place = format == torch.contiguous_format and total.dtype == x.dtype
         return _divide(total, geometry, out=total if in_place else _empty(x, geometry.output, format))

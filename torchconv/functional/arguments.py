@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,11 +58,10 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
     return input
 
 
-def as_batch(name: str, rank: int, input: Any, supported: tuple[torch.dtype, ...]) -> Tensor:
-    """The input of a pooling, checked and batched: mostly, in one call."""
-    if not isinstance(input, Tensor) or input.dtype not in supported:
-        check_input(name, input, supported)
-    return input if input.dim() == rank + 2 else batched(name, rank, input)
+def as_batch(name: str, rank: int, input: Tensor, supported: tuple[torch.dtype, ...]) -> Tensor:
+    """The input of a pooling, checked and batched."""
+    check_input(name, input, supported)
+    return batched(name, rank, input)
 
 
 def check_tensor(name: str, argument: str, value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +18,6 @@ from torchconv.functional.arguments import (
     check_channels,
 )
 from torchconv.geometry import PoolGeometry
-from torchconv.integers import remembered
 
 
 def max_pool2d(
@@ -202,24 +200,10 @@ def _max_pool(
     x = as_batch(name, rank, input, FLOATS_AND_INTEGERS)
     if not return_indices:
         x = as_autocast(name, x)
-    geometry = _pooling(name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
+    check_bool(name, "ceil_mode", ceil_mode)
+    geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
     y, offset = autograd.max_pool(x, geometry)
     return _results(y, offset, geometry, input.dim(), return_indices)
-
-
-@remembered
-def _pooling(
-    name: str,
-    size: Sequence[int],
-    rank: int,
-    kernel_size: Size,
-    stride: Size | None,
-    padding: Size,
-    dilation: Size,
-    ceil_mode: bool,
-) -> PoolGeometry:
-    check_bool(name, "ceil_mode", ceil_mode)
-    return PoolGeometry.of_pool(size, rank, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
