@@ -131,7 +131,7 @@ def test_windows_side_by_side_do_not_fill_the_memory(size, kernel, monkeypatch):
     """Of windows that overlap much, no more are laid side by side at a time than fit into a chunk."""
     x = torch.randn(8, 2, size, size)
     monkeypatch.setattr(pool, "_CHUNK", x.numel())
-    windows.per_thread.scratch.idle.clear()  # what other tests left is larger
+    windows.per_thread.scratch.levels.clear()  # what other tests left is larger
     with Recorder() as recorder:
         functional.max_pool2d(x, kernel, 1)
     largest = max(a.numel() for _, args in recorder.calls for a in args if isinstance(a, torch.Tensor))
@@ -188,7 +188,7 @@ def test_winner_of_more_taps_than_float32_counts():
 def test_inference_before_training():
     """What an inference call leaves behind, a training call uses."""
     x, w = torch.randn(2, 3, 7, 7, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    windows.per_thread.scratch.idle.clear()
+    windows.per_thread.scratch.levels.clear()
     with torch.inference_mode():
         functional.conv2d(x, w)
     leaf_w = leaf(w)
@@ -229,17 +229,42 @@ def test_operators_inside_an_operator_do_not_share_it(operator, monkeypatch):
     assert all(map(torch.equal, results(x), expected))
 
 
+def test_operators_inside_an_operator_keep_it():
+    """The block of many channels is a convolution and a pooling inside an operator: they use the same memory again."""
+    x, w = torch.randn(1, 64, 8, 8), torch.randn(64, 64, 3, 3)
+    levels = windows.per_thread.scratch.levels
+    levels.clear()
+    used = []
+    for _ in range(2):
+        functional.conv_relu_max_pool2d(x, w)
+        used.append([{kind: pieces[None].data_ptr() for kind, pieces in memory.items()} for memory in levels])
+    assert len(levels) == 2
+    assert levels[1]
+    assert used[0] == used[1]
+
+
+def test_there_is_none_outside_of_an_operator():
+    """Before there was one, and after one that failed."""
+    geometry = ConvGeometry.of_conv((1, 2, 5), (2, 2, 3), 1, 0, 1, 1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="scratch memory"):
+            windows.scratch((2,), "product", torch.float32)
+        with pytest.raises(RuntimeError, match="Expected size"):
+            eager_conv.fprop(torch.randn(1, 2, 5), torch.randn(2, 9), None, geometry, torch.contiguous_format)
+
+
 def test_one_memory_is_kept_whatever_the_sizes():
     """Of each kind, the largest asked for: the others are parts of it."""
-    windows.per_thread.scratch.idle.clear()
+    windows.per_thread.scratch.levels.clear()
     w = torch.randn(2, 1, 3, 3)
     for size in (*range(5, 90), 200, 6):
         functional.conv2d(torch.randn(1, 1, size, size), w, padding=1)
-    for pieces in windows.per_thread.scratch.idle.values():
+    [memory] = windows.per_thread.scratch.levels
+    for pieces in memory.values():
         assert len(pieces) <= windows._SIZES + 1
         assert len({t.untyped_storage().data_ptr() for t in pieces.values()}) == 1
         assert pieces[None].numel() == max(t.numel() for t in pieces.values())
-    assert windows.per_thread.scratch.idle
+    assert memory
 
 
 def test_threads_do_not_share_it():

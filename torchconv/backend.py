@@ -29,9 +29,8 @@ _default = _checked(os.environ.get("TORCHCONV_BACKEND", "eager"), "TORCHCONV_BAC
 _current: ContextVar[str] = ContextVar("torchconv_backend", default=_default)
 
 
-def current_backend() -> str:
-    """Name of the backend for CPU tensors: 'eager' or 'triton'."""
-    return _current.get()
+# Name of the backend for CPU tensors: 'eager' or 'triton'.  (A function around it would be one more for every call.)
+current_backend = _current.get
 
 
 @contextlib.contextmanager

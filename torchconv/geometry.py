@@ -291,7 +291,6 @@ class PoolGeometry(_Windows):
         return math.prod(self.kernel)
 
     @staticmethod
-    @remembered
     def of_adaptive(input: Sequence[int], rank: int, output_size: int | Sequence[int | None] | None) -> PoolGeometry:
         """Geometry of adaptive pooling an input of shape [N, C, *] to `output_size`; None keeps a size.
 
@@ -327,7 +326,6 @@ class PoolGeometry(_Windows):
         return PoolGeometry(size, output, kernel, ones, zeros, ones, True)
 
     @staticmethod
-    @remembered
     def of_pool(
         input: Sequence[int],
         rank: int,

@@ -11,7 +11,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 # Sizes hold ints, or symbols, which have no hash.
-_CONSTANTS = {int, bool, str, type(None), torch.Size}
+_CONSTANTS = {int, bool, str, type(None), torch.Size, torch.dtype}
 
 
 def is_integer(value: object) -> bool:

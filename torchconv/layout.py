@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,27 +12,27 @@ _CHANNELS_LAST = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
 _CONTIGUOUS = torch.contiguous_format
 
 
-def is_channels_last(t: Tensor) -> bool:
-    """Whether the strides of a 4-D or 5-D tensor order its dimensions as N, *spatial, C: torch's own rule.
+def format_of(size: Sequence[int], stride: Sequence[int]) -> torch.memory_format:
+    """The format of a tensor of this size and stride: channels_last if the strides order a 4-D or 5-D one as N, *, C.
 
-    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say.
+    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say: torch's own rule.
     """
-    if t.dim() not in _CHANNELS_LAST:
-        return False
-    size, stride, least = t.shape, t.stride(), 0
-    for dim in _CHANNELS_LAST[t.dim()]:
+    if stride[-1] < stride[1] or len(size) not in _CHANNELS_LAST:  # of most tensors the first says no
+        return _CONTIGUOUS
+    least = 0
+    for dim in _CHANNELS_LAST[len(size)]:
         if size[dim] == 0 or stride[dim] < least or (dim == 0 and least == stride[1]):
-            return False
+            return _CONTIGUOUS
         least = stride[dim] * size[dim]
-    return True
+    return torch.channels_last if len(size) == 4 else torch.channels_last_3d
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """The format of a result of these tensors: channels_last if one of them is."""
     for t in tensors:
         stride = t.stride()
-        if stride[-1] >= stride[1] and is_channels_last(t):  # of most tensors the first says no
-            return torch.channels_last if t.dim() == 4 else torch.channels_last_3d
+        if stride[-1] >= stride[1] and (format := format_of(t.shape, stride)) != _CONTIGUOUS:
+            return format
     return _CONTIGUOUS
 
 

@@ -25,7 +25,6 @@ from torchconv.eager import block as eager_block
 from torchconv.eager import conv as eager_conv
 from torchconv.eager import indexed as eager_indexed
 from torchconv.eager import pool as eager_pool
-from torchconv.eager.windows import in_scratch
 from torchconv.geometry import (
     AvgGeometry,
     BlockGeometry,
@@ -42,6 +41,7 @@ _LIBRARY = torch.library.Library("torchconv", "DEF")
 # Nobody differentiates what an operator does inside.  And what is a view there is none outside: its result may be
 # changed in place, as `ReLU(inplace=True)` does.
 _BelowAutograd = torch._C._AutoDispatchBelowADInplaceOrView
+_idle: list[Any] = []  # blocks of it that nobody is in: to make one takes longer than to enter and leave it
 
 
 def _operator(
@@ -79,7 +79,7 @@ def _operator(
 
     def on_cpu(*args: Any) -> Any:
         run = eager if algebra or current_backend() == "eager" else getattr(interpreted_kernels(), name)
-        return in_scratch(run, *args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
+        return run(*args[:-1], known(tuple(args[-1])), memory_format(*args[:by]))
 
     overload = getattr(torch.ops.torchconv, name).default
 
@@ -96,27 +96,38 @@ def _operator(
         _LIBRARY.impl(name, under_autocast(device_type), f"Autocast{key}")
     torch.library.register_fake(f"torchconv::{name}", fake, lib=_LIBRARY)
 
+    def run(*args: Any) -> Any:  # where neither Dynamo nor a transform of torch.func is at work
+        straight = _straight(args)
+        try:
+            below = _idle.pop()
+        except IndexError:
+            below = _BelowAutograd()
+        with below:  # who asked for derivatives has called the Function
+            result = eager(*args, memory_format(*args[:by])) if straight else overload(*args[:-1], _numbers(args[-1]))
+        _idle.append(below)
+        return result
+
     def call(*args: Any) -> Any:
         if is_dynamo_compiling():
             return overload(*args[:-1], to_numbers(args[-1]))
-        straight = _straight(args)
-        with _BelowAutograd():  # who asked for derivatives has called the Function
-            if straight:
-                return in_scratch(eager, *args, memory_format(*args[:by]))
-            return overload(*args[:-1], _numbers(args[-1]))
+        if transforms():
+            with _BelowAutograd():
+                return overload(*args[:-1], _numbers(args[-1]))
+        return run(*args)
 
     call.__name__, call.__doc__ = name, eager.__doc__
+    call.run = run  # type: ignore[attr-defined]
     call.geometry = geometry  # type: ignore[attr-defined]
     return call
 
 
 # By names of this file: to find them in `torch._C`, one by one, takes as long as to call them.
-_function_modes, _transforms = torch._C._len_torch_function_stack, torch._C._are_functorch_transforms_active
+transforms, grad_enabled = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
+_function_modes = torch._C._len_torch_function_stack
 _trace, _profiled = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
 _excluded, _included = torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C._dispatch_tls_is_dispatch_key_included
 _AUTOCAST, _FUNCTIONALIZE = torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.Functionalize
 _is_special = torch._C._dispatch_isTensorSubclassLike  # sparse, batched, functional; any tensor where modes are active
-_grad_enabled = torch.is_grad_enabled
 _TENSORS = {Tensor, torch.nn.Parameter}
 _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 
@@ -124,13 +135,14 @@ _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 def _straight(arguments: tuple[Any, ...]) -> bool:
     """Whether an operator with these arguments is for tensor algebra on a CPU, and nobody wants to see it.
 
-    No mode, transform, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is
-    called as it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest
-    poolings.  Each of these questions is answered by a flag.  A set of dispatch keys would answer most at once, but
-    torch makes an object of it, which takes ten times as long where other code has run in between.
-    (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
+    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  (Whether there is a transform, the
+    caller has asked.)  Then the algebra is called as it is: the dispatcher, and the geometry as integers for it, take
+    longer than all of torch.nn's smallest poolings.  Each of these questions is answered by a flag.  A set of dispatch
+    keys would answer most at once, but torch makes an object of it, which takes ten times as long where other code has
+    run in between.  (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor
+    algebra alone.)
     """
-    if current_backend() != "eager" or _function_modes() or _transforms() or _trace() or _profiled():
+    if current_backend() != "eager" or _function_modes() or _trace() or _profiled():
         return False
     # The first is excluded unless autocast is on.  Of the second, memory that is kept here would stay a wrapper.
     if not _excluded(_AUTOCAST) or _included(_FUNCTIONALIZE):
@@ -145,9 +157,9 @@ def _straight(arguments: tuple[Any, ...]) -> bool:
     return True
 
 
-def differentiated() -> bool:
-    """Whether anybody may ask for a derivative of what is computed now, backward or forward."""
-    return _grad_enabled() or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled())
+def forward_mode() -> bool:
+    """Whether anybody may ask for a derivative forward of what is computed now."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def differentiate(operator: Any, function: Any) -> None:
@@ -160,7 +172,7 @@ def differentiate(operator: Any, function: Any) -> None:
     overload = getattr(torch.ops.torchconv, operator.__name__).default
 
     def under_autograd(*args: Any) -> Any:
-        if differentiated():
+        if grad_enabled() or forward_mode():
             return function.apply(*args[:-1], of_numbers(operator.geometry, args[-1]))
         with _BelowAutograd():  # the Function's own forward pass, too
             return overload(*args)

@@ -22,7 +22,7 @@ from torchconv import ops
 from torchconv.autograd.function import derivatives_of, differentiable, save_for_forward, without_derivative
 from torchconv.autograd.linear import LinearMap
 from torchconv.geometry import AvgGeometry, PoolGeometry
-from torchconv.layout import arranged, memory_format
+from torchconv.layout import arranged, format_of, memory_format
 
 
 @derivatives_of(ops.max_pool)
@@ -92,11 +92,12 @@ class AvgPool(LinearMap):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.geometry, ctx.format = inputs[1], memory_format(inputs[0])
+        ctx.geometry, ctx.stride = inputs[1], inputs[0].stride()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        return avg_pool_grad(arranged(g, ctx.format), ctx.geometry), None
+        format = format_of((*g.shape[:2], *ctx.geometry.input), ctx.stride)
+        return avg_pool_grad(arranged(g, format), ctx.geometry), None
 
 
 @derivatives_of(ops.avg_pool_grad)

@@ -29,6 +29,7 @@ from torchconv.eager.windows import (
     by_group,
     cast,
     dense,
+    in_scratch,
     piece,
     samples,
     scratch,
@@ -47,6 +48,7 @@ DEAD = 255
 _MOVE = 32
 
 
+@in_scratch
 @in_float32
 def fprop(
     x: Tensor, w: Tensor, bias: Tensor | None, geometry: BlockGeometry, format: torch.memory_format
@@ -98,6 +100,7 @@ def _fprop_by_patch(
     return True
 
 
+@in_scratch
 @in_float32
 def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format: torch.memory_format) -> Tensor:
     """x̄ [N, C, *input] of the pooled gradient g [N, O, *pooled]."""
@@ -119,6 +122,7 @@ def dgrad(g: Tensor, winner: Tensor, w: Tensor, geometry: BlockGeometry, format:
     return x
 
 
+@in_scratch
 @in_float32
 def wgrad(
     x: Tensor, g: Tensor, winner: Tensor, with_bias: bool, geometry: BlockGeometry, format: torch.memory_format

@@ -26,6 +26,7 @@ from torchconv.eager.windows import (
     dense,
     disjoint_windows,
     fold,
+    in_scratch,
     is_pointwise,
     piece,
     scratch_like,
@@ -43,6 +44,7 @@ _ROWS = 1 if INTELS else 24
 _MORE = 0.6
 
 
+@in_scratch
 @in_float32
 def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """y[n, o, p] = bias[o] + Σ_kc w[o, kc] · windows(x)[kc, n, p], for x [N, C, *in] and w [O, C/G, *k]."""
@@ -63,6 +65,7 @@ def fprop(x: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     return y
 
 
+@in_scratch
 @in_float32
 def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, format: torch.memory_format) -> Tensor:
     """x̄ = the adjoint of `fprop` in x: rows wᵀ·g, each element added back to where it came from; [N, C, *in]."""
@@ -81,6 +84,7 @@ def dgrad(g: Tensor, w: Tensor, bias: Tensor | None, geometry: ConvGeometry, for
     return x
 
 
+@in_scratch
 @in_float32
 def wgrad(
     x: Tensor, g: Tensor, with_bias: bool, geometry: ConvGeometry, format: torch.memory_format

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from operator import mul
 
 import torch
 from torch import Tensor
@@ -29,11 +28,13 @@ from torchconv.eager.slices import (
     tap_numbers,
     window_positions,
     window_starts,
+    window_strides,
 )
 from torchconv.eager.windows import (
     accumulation_dtype,
     cast,
     chunks,
+    in_scratch,
     last,
     piece,
     samples_and_channels,
@@ -52,6 +53,7 @@ _FEW = 1 << 11
 _LAST = (-1, -2, -3)
 
 
+@in_scratch
 def max_pool(x: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> tuple[Tensor, Tensor]:
     """y[o] = max over taps k of x[o·s − p + k·d], and the offset of the winning tap.
 
@@ -137,6 +139,7 @@ def _winner(tap: Tensor, nan: Tensor | None, y: Tensor, first: Tensor) -> Tensor
     return tap if nan is None else torch.where(y.isnan(), nan.to(tap.dtype), tap)
 
 
+@in_scratch
 def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = x[winner of window o]: the derivative of max pooling, as a linear map.  A window without input gives 0."""
     index, full = _winners(offset, geometry, format)
@@ -146,6 +149,7 @@ def max_pool_gather(x: Tensor, offset: Tensor, geometry: PoolGeometry, format: t
     return _unflat(y, geometry.output, format)
 
 
+@in_scratch
 def max_pool_scatter(g: Tensor, offset: Tensor, geometry: PoolGeometry, format: torch.memory_format) -> Tensor:
     """x̄[i] = Σ g[o] over the windows o whose winner is i: the adjoint of `max_pool_gather`."""
     x = _empty(g, geometry.input, format)
@@ -170,12 +174,8 @@ def _are_few(x: Tensor, geometry: PoolGeometry) -> bool:
 
 def _windows(x: Tensor, geometry: PoolGeometry, rows: slice) -> Tensor:
     """These rows of the windows of an input that holds all their taps, [N, C, rows, *others, *kernel]: a view."""
-    samples, channels, *_ = x.shape
-    by_sample, by_channel, *steps = x.stride()
-    by_row, *by_output = map(mul, steps, geometry.stride)
-    size = (samples, channels, rows.stop - rows.start, *geometry.output[1:], *geometry.kernel)
-    strides = (by_sample, by_channel, by_row, *by_output, *map(mul, steps, geometry.dilation))
-    return x.as_strided(size, strides, x.storage_offset() + rows.start * by_row)
+    size, strides = window_strides(geometry, x.shape, x.stride(), rows.stop - rows.start)
+    return x.as_strided(size, strides, x.storage_offset() + rows.start * strides[2] if rows.start else None)
 
 
 def _padded(x: Tensor, geometry: PoolGeometry, value: float, format: torch.memory_format) -> Tensor:
@@ -205,6 +205,7 @@ def _pixels(format: torch.memory_format) -> int:
     return 2 if format == torch.contiguous_format else 1
 
 
+@in_scratch
 def avg_pool(x: Tensor, geometry: AvgGeometry, format: torch.memory_format) -> Tensor:
     """y[o] = Σ_k x[o·s − p + k·d] / divisor[o]."""
     if _are_few(x, geometry):

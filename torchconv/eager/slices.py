@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +82,13 @@ class Extent(NamedTuple):
 def extent(geometry: PoolGeometry) -> Extent:
     """The extent of all windows of a channel, which takes as long to find as a small tensor to reduce."""
     return Extent(math.prod(geometry.output) * geometry.taps, geometry.padded)
+
+
+@functools.lru_cache(maxsize=256)
+def window_strides(geometry: PoolGeometry, size: Ints, strides: Ints, rows: int) -> tuple[Ints, Ints]:
+    """Size and strides of so many rows of windows, [N, C, rows, *others, *kernel], of an input that has these."""
+    by_output, by_tap = (tuple(map(mul, strides[2:], steps)) for steps in (geometry.stride, geometry.dilation))
+    return (*size[:2], rows, *geometry.output[1:], *geometry.kernel), (*strides[:2], *by_output, *by_tap)
 
 
 @functools.lru_cache(maxsize=_TENSORS)

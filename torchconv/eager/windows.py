@@ -327,17 +327,21 @@ _Pieces = dict[tuple[str, torch.dtype], dict[Any, Tensor]]
 
 
 class _Scratch:
-    """Scratch memory by name and type: what the innermost operator uses, and what the next one inside it may.
+    """Scratch memory by name and type, for each of the operators that run one inside the other.
 
     Each is kept as it was asked for, by size, and as a whole, by None.  It is an object of its own because attributes
     of a `threading.local` take four times as long.
+
+    Attributes:
+        levels: the memory of the outermost operator, of the one inside it, and so on.
+        level: the innermost's; −1 where none runs.
     """
 
-    __slots__ = ("idle", "used")
+    __slots__ = ("level", "levels")
 
     def __init__(self) -> None:
-        self.idle: _Pieces = {}
-        self.used: _Pieces = {}
+        self.level = -1
+        self.levels: list[_Pieces] = []
 
 
 class _PerThread(threading.local):
@@ -348,30 +352,39 @@ class _PerThread(threading.local):
 per_thread = _PerThread()
 
 
-def in_scratch(run: Callable[..., Any], *args: Any) -> Any:
-    """`run(*args)`, with scratch memory that no other operator uses.
+def in_scratch(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator with scratch memory that no other one uses while it runs.
 
     Python may run anything between two lines of an operator, a signal's handler or the finaliser of some object, and
     that may convolve as well.
     """
-    kept = per_thread.scratch
-    outer, mine = kept.used, kept.idle
-    kept.used, kept.idle = mine, {}
-    try:
-        return run(*args)
-    finally:
-        kept.used, kept.idle = outer, mine
+
+    @functools.wraps(operator)
+    def call(*args: Any) -> Any:
+        kept = per_thread.scratch
+        kept.level += 1
+        try:
+            if kept.level == len(kept.levels):
+                kept.levels.append({})
+            return operator(*args)
+        finally:
+            kept.level -= 1
+
+    return call
 
 
 def scratch(size: Sequence[int], name: str, dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory, the same at every operator that a thread runs, unless it is too little.
+    """Uninitialised memory for an operator `in_scratch`, the same whenever a thread runs one, unless it is too little.
 
     One tensor for each size, whose shape and strides stay as they are.
     What is given back to the C library in one step of a training, it gives back to the system, and the next step has
     to ask for it page by page: that took a tenth of LeNet's.
     """
     size = tuple(size)
-    pieces = per_thread.scratch.used.setdefault((name, dtype), {})
+    kept = per_thread.scratch
+    if kept.level < 0:
+        raise RuntimeError(f"scratch memory ({name}) is for what is `in_scratch`")
+    pieces = kept.levels[kept.level].setdefault((name, dtype), {})
     found = pieces.get(size)
     if found is not None:
         return found

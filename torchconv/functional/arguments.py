@@ -41,8 +41,9 @@ AdaptiveSize = int | Sequence[int | None] | None
 
 def batched(name: str, rank: int, input: Tensor) -> Tensor:
     """The input itself if it is batched, else as a batch of one: whose result is to be squeezed again."""
-    if input.dim() == rank + 2:
+    if isinstance(input, Tensor) and input.dim() == rank + 2:
         return input
+    check_tensor(name, "input", input)
     if input.dim() != rank + 1:
         raise RankError(
             f"expected {rank + 1}D (unbatched) or {rank + 2}D (batched) input to {name}, "
@@ -58,21 +59,14 @@ def as_autocast(name: str, input: Tensor) -> Tensor:
     return input
 
 
-def as_batch(name: str, rank: int, input: Tensor, supported: tuple[torch.dtype, ...]) -> Tensor:
-    """The input of a pooling, checked and batched."""
-    check_input(name, input, supported)
-    return batched(name, rank, input)
-
-
 def check_tensor(name: str, argument: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise NotATensor(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
 
 
 def check_input(name: str, input: object, supported: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(input, Tensor) or input.dtype not in supported:
-        check_tensor(name, "input", input)
-        check_dtype(name, input.dtype, supported)  # type: ignore[attr-defined]
+    check_tensor(name, "input", input)
+    check_dtype(name, input.dtype, supported)  # type: ignore[attr-defined]
 
 
 def check_dtype(name: str, dtype: torch.dtype, supported: tuple[torch.dtype, ...]) -> None:
@@ -83,10 +77,10 @@ def check_dtype(name: str, dtype: torch.dtype, supported: tuple[torch.dtype, ...
         )
 
 
-def check_channels(name: str, x: Tensor) -> None:
+def check_channels(name: str, size: Sequence[int]) -> None:
     """Of [N, C, *], torch allows N to be 0, but not C."""
-    if x.shape[1] == 0:
-        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(x.shape)}")
+    if size[1] == 0:
+        raise RuntimeError(f"{name}(): expected input to have channels, but got input of size {list(size)}")
 
 
 def check_bool(name: str, argument: str, value: object) -> None:

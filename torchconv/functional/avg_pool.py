@@ -16,7 +16,6 @@ from torchconv.functional.arguments import (
     AdaptiveSize,
     Size,
     as_autocast,
-    as_batch,
     batched,
     check_bool,
     check_dtype,
@@ -199,19 +198,19 @@ def _avg_pool(
     divisor_override: int | None,
     dilation: Size,
 ) -> Tensor:
-    x = as_autocast(name, as_batch(name, rank, input, FLOATS_AND_INT64))
+    x = batched(name, rank, input)
     geometry = _averaging(
-        name, x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
+        name, x.dtype, x.shape, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
     )
-    y = autograd.avg_pool(x, geometry)
-    return y if x.dim() == input.dim() else y.squeeze(0)
+    y = autograd.avg_pool(as_autocast(name, x), geometry)
+    return y if x is input else y.squeeze(0)
 
 
 @remembered
 def _averaging(
     name: str,
+    dtype: torch.dtype,
     size: Sequence[int],
-    rank: int,
     kernel_size: Size,
     stride: Size | None,
     padding: Size,
@@ -220,12 +219,14 @@ def _averaging(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> AvgGeometry:
+    check_dtype(name, dtype, FLOATS_AND_INT64)
     check_bool(name, "ceil_mode", ceil_mode)
     check_bool(name, "count_include_pad", count_include_pad)
     if divisor_override is not None and not is_integer(divisor_override):
         raise TypeError(f"{name}(): divisor_override must be an int or None, but got {divisor_override!r}")
     if divisor_override == 0:
         raise RuntimeError(f"{name}(): divisor_override must not be zero")
+    rank = len(size) - 2
     pool = PoolGeometry.of_pool(size, rank, kernel_size, stride, padding, dilation, ceil_mode)
     if rank == 3 and any(i < k for i, k in zip(pool.input, pool.kernel)):  # a rule of torch's in 3-D alone
         raise RuntimeError(
@@ -235,14 +236,15 @@ def _averaging(
 
 
 def _adaptive_avg_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize) -> Tensor:
-    x = as_autocast(name, as_batch(name, rank, input, FLOATS))
-    y = autograd.avg_pool(x, _adaptive_averaging(x.shape, rank, output_size))
-    return y if x.dim() == input.dim() else y.squeeze(0)
+    x = batched(name, rank, input)
+    y = autograd.avg_pool(as_autocast(name, x), _adaptive_averaging(name, x.dtype, x.shape, output_size))
+    return y if x is input else y.squeeze(0)
 
 
 @remembered
-def _adaptive_averaging(size: Sequence[int], rank: int, output_size: AdaptiveSize) -> AvgGeometry:
-    pool = PoolGeometry.of_adaptive(size, rank, output_size)
+def _adaptive_averaging(name: str, dtype: torch.dtype, size: Sequence[int], output_size: AdaptiveSize) -> AvgGeometry:
+    check_dtype(name, dtype, FLOATS)
+    pool = PoolGeometry.of_adaptive(size, len(size) - 2, output_size)
     return extended(AvgGeometry, pool, False, 0)
 
 
@@ -266,7 +268,8 @@ def _lp_pool(
         sign = 1 if p > 0 else -1
         y = sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
     else:
-        geometry = _averaging(name, x.shape, rank, kernel_size, stride, 0, 1, ceil_mode, True, None)
+        floats = FLOATS[0]  # or int64: the power's type has been checked, and decides nothing else
+        geometry = _averaging(name, floats, x.shape, kernel_size, stride, 0, 1, ceil_mode, True, None)
         mean = autograd.avg_pool(as_autocast(name, x.pow(p)), geometry)
         y = (torch.sign(mean) * torch.relu(torch.abs(mean)) * geometry.taps).pow(1.0 / p)
     return y if x is input else y.squeeze(0)

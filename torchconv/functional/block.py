@@ -56,7 +56,7 @@ def conv_relu_max_pool2d(
     x = batched(name, 2, input)
     geometry = _geometry(x.shape, weight.shape, stride, padding, dilation, groups, pool_size)
     check_bias(bias, weight, weight.shape[0])
-    check_channels(name, x)
+    check_channels(name, x.shape)
     y = autograd.conv_relu_max_pool(x, weight, bias, geometry)[0]
     return y if x is input else y.squeeze(0)
 

@@ -123,7 +123,7 @@ def _fractional(
                 f"input of size {list(input.shape)}, or not positive: along each dimension "
                 f"output + kernel - 1 must {'be less than' if spare else 'not exceed'} the input"
             )
-    check_channels(name, x)
+    check_channels(name, x.shape)
     u = torch.rand(*x.shape[:2], rank, dtype=x.dtype, device=x.device) if samples is None else samples
     if tuple(u.shape) != (*x.shape[:2], rank) or u.dtype != x.dtype or u.device != x.device:
         raise RuntimeError(

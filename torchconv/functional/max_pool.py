@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchconv import autograd
@@ -13,11 +15,13 @@ from torchconv.functional.arguments import (
     AdaptiveSize,
     Size,
     as_autocast,
-    as_batch,
+    batched,
     check_bool,
     check_channels,
+    check_dtype,
 )
 from torchconv.geometry import PoolGeometry
+from torchconv.integers import remembered
 
 
 def max_pool2d(
@@ -197,26 +201,45 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    x = as_batch(name, rank, input, FLOATS_AND_INTEGERS)
-    if not return_indices:
-        x = as_autocast(name, x)
+    x = batched(name, rank, input)
+    geometry = _pooling(name, x.dtype, x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    y, offset = autograd.max_pool(x if return_indices else as_autocast(name, x), geometry)
+    return _results(y, offset, geometry, x is input, return_indices)
+
+
+@remembered
+def _pooling(
+    name: str,
+    dtype: torch.dtype,
+    size: Sequence[int],
+    kernel_size: Size,
+    stride: Size | None,
+    padding: Size,
+    dilation: Size,
+    ceil_mode: bool,
+) -> PoolGeometry:
+    check_dtype(name, dtype, FLOATS_AND_INTEGERS)
     check_bool(name, "ceil_mode", ceil_mode)
-    geometry = PoolGeometry.of_pool(x.shape, rank, kernel_size, stride, padding, dilation, ceil_mode)
-    y, offset = autograd.max_pool(x, geometry)
-    return _results(y, offset, geometry, input.dim(), return_indices)
+    return PoolGeometry.of_pool(size, len(size) - 2, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def _adaptive_max_pool(name: str, rank: int, input: Tensor, output_size: AdaptiveSize, return_indices: bool) -> Any:
-    x = as_autocast(name, as_batch(name, rank, input, FLOATS))
-    check_channels(name, x)
-    geometry = PoolGeometry.of_adaptive(x.shape, rank, output_size)
-    y, offset = autograd.max_pool(x, geometry)
-    return _results(y, offset, geometry, input.dim(), return_indices)
+    x = batched(name, rank, input)
+    geometry = _adaptive_pooling(name, x.dtype, x.shape, output_size)
+    y, offset = autograd.max_pool(as_autocast(name, x), geometry)
+    return _results(y, offset, geometry, x is input, return_indices)
 
 
-def _results(y: Tensor, offset: Tensor, geometry: PoolGeometry, dims: int, return_indices: bool) -> Any:
-    """What was asked for, batched if an input of so many dimensions was."""
+@remembered
+def _adaptive_pooling(name: str, dtype: torch.dtype, size: Sequence[int], output_size: AdaptiveSize) -> PoolGeometry:
+    check_dtype(name, dtype, FLOATS)
+    check_channels(name, size)
+    return PoolGeometry.of_adaptive(size, len(size) - 2, output_size)
+
+
+def _results(y: Tensor, offset: Tensor, geometry: PoolGeometry, is_batch: bool, return_indices: bool) -> Any:
+    """What was asked for, of a batch or of a single input."""
     if not return_indices:
-        return y if y.dim() == dims else y.squeeze(0)
+        return y if is_batch else y.squeeze(0)
     index = autograd.winner_index(offset, geometry)
-    return (y, index) if y.dim() == dims else (y.squeeze(0), index.squeeze(0))
+    return (y, index) if is_batch else (y.squeeze(0), index.squeeze(0))
