@@ -220,6 +220,7 @@ def test_operators_inside_an_operator_do_not_share_it(operator, monkeypatch):
         if not depth:
             depth.append(memory)
             results(other)
+            assert torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView)  # still below
             depth.clear()
         return memory
 
