@@ -1,6 +1,7 @@
 """Max and average pooling against torch.nn.functional: values, indices, gradients, dtypes, layouts, formats."""
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -244,6 +245,17 @@ def test_memory_format(device, case, layout, gradient_layout):
         if name in MAX_POOL:
             results[-1].append(formats(function(leaf_x, return_indices=True, **FORMAT_CASES[case].arguments)[1]))
     assert results[1] == results[0]
+
+
+@pytest.mark.parametrize("name", ["max_pool2d", "max_pool3d"])
+def test_memory_format_follows_the_strides(name):
+    """Of dimensions in any order, any one of them expanded."""
+    size = (2, 3, 4, 5, 6)[: 2 + rank_of(name)]
+    dims = range(len(size))
+    for order, expanded in itertools.product(itertools.permutations(dims), (None, *dims)):
+        base = torch.randn([1 if dim == expanded else size[dim] for dim in order])
+        x = base.permute([order.index(dim) for dim in dims]).expand(size)
+        assert ours(name)(x, 1).stride() == torchs(name)(x, 1).stride(), x.stride()
 
 
 # Max pooling: which element wins -------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ _CONTIGUOUS = torch.contiguous_format
 def format_of(size: Sequence[int], stride: Sequence[int]) -> torch.memory_format:
     """The format of a tensor of this size and stride: channels_last if the strides order a 4-D or 5-D one as N, *, C.
 
-    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say: torch's own rule.
+    A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say, and one whose
+    channels are one channel expanded as contiguous: torch's own rule.
     """
-    if stride[-1] < stride[1] or len(size) not in _CHANNELS_LAST:  # of most tensors the first says no
+    # Of most tensors the first says no.
+    if stride[-1] < stride[1] or stride[1] == 0 or len(size) not in _CHANNELS_LAST:
         return _CONTIGUOUS
     least = 0
     for dim in _CHANNELS_LAST[len(size)]:
