@@ -73,8 +73,8 @@ class Stopwatch:
         return timed
 
 
-def algebra() -> Stopwatch:
-    """A stopwatch in every operator, around the tensor algebra, which an operator knows as `eager`."""
+def clocked_algebra() -> Stopwatch:
+    """Put a stopwatch into every operator of this process, around its tensor algebra: which it knows as `eager`."""
     stopwatch = Stopwatch()
     for operator in vars(ops).values():
         if run := getattr(operator, "run", None):
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    stopwatch, cases = algebra(), itertools.product(CASES, MODES)
+    stopwatch, cases = clocked_algebra(), itertools.product(CASES, MODES)
     rows = [measure(name, mode, options.repeat, options.calls, stopwatch) for name, mode in cases]
     print(table(rows))
     if options.json:

@@ -230,6 +230,25 @@ def test_operators_inside_an_operator_do_not_share_it(operator, monkeypatch):
     assert all(map(torch.equal, results(x), expected))
 
 
+def test_operator_while_memory_is_prepared():
+    """The first operator of a thread may be interrupted by another one before it has its memory."""
+
+    class Levels(list):
+        def append(self, memory):
+            if not results:
+                results.append(None)
+                results[0] = functional.conv2d(other, w)
+            super().append(memory)
+
+    results = []
+    x, other, w = torch.randn(1, 2, 6, 6), torch.randn(1, 2, 6, 6), torch.randn(3, 2, 3, 3)
+    expected = functional.conv2d(other, w), functional.conv2d(x, w)
+    plain, windows.per_thread.scratch.levels = windows.per_thread.scratch.levels, Levels()
+    results.append(functional.conv2d(x, w))
+    windows.per_thread.scratch.levels = plain
+    assert all(map(torch.equal, results, expected))
+
+
 def test_operators_inside_an_operator_keep_it():
     """The block of many channels is a convolution and a pooling inside an operator: they use the same memory again."""
     x, w = torch.randn(1, 64, 8, 8), torch.randn(64, 64, 3, 3)

@@ -364,7 +364,7 @@ def in_scratch(operator: Callable[..., Any]) -> Callable[..., Any]:
         kept = per_thread.scratch
         kept.level += 1
         try:
-            if kept.level == len(kept.levels):
+            while kept.level >= len(kept.levels):  # and if in the middle of this another operator runs, once more
                 kept.levels.append({})
             return operator(*args)
         finally:

@@ -268,8 +268,8 @@ def _lp_pool(
         sign = 1 if p > 0 else -1
         y = sign * autograd.max_pool(as_autocast(name, sign * x.abs()), pool)[0]
     else:
-        floats = FLOATS[0]  # or int64: the power's type has been checked, and decides nothing else
-        geometry = _averaging(name, floats, x.shape, kernel_size, stride, 0, 1, ceil_mode, True, None)
+        averaged = torch.float32  # the power has a type that is: what it would be is checked above
+        geometry = _averaging(name, averaged, x.shape, kernel_size, stride, 0, 1, ceil_mode, True, None)
         mean = autograd.avg_pool(as_autocast(name, x.pow(p)), geometry)
         y = (torch.sign(mean) * torch.relu(torch.abs(mean)) * geometry.taps).pow(1.0 / p)
     return y if x is input else y.squeeze(0)
