@@ -77,8 +77,8 @@ def clocked_algebra() -> Stopwatch:
     """Put a stopwatch into every operator of this process, around its tensor algebra: which it knows as `eager`."""
     stopwatch = Stopwatch()
     for operator in vars(ops).values():
-        if run := getattr(operator, "run", None):
-            cell = run.__closure__[run.__code__.co_freevars.index("eager")]
+        if hasattr(operator, "geometry"):
+            cell = operator.__closure__[operator.__code__.co_freevars.index("eager")]
             cell.cell_contents = stopwatch.timing(cell.cell_contents)
     return stopwatch
 

@@ -18,7 +18,7 @@ def format_of(size: Sequence[int], stride: Sequence[int]) -> torch.memory_format
     A tensor for which both orders hold (one channel, or one pixel) counts as what its strides say, and one whose
     channels are one channel expanded as contiguous: torch's own rule.
     """
-    if stride[-1] < stride[1] or stride[1] == 0 or len(size) not in _CHANNELS_LAST:
+    if len(size) not in _CHANNELS_LAST or stride[1] == 0:
         return _CONTIGUOUS
     least = 0
     for dim in _CHANNELS_LAST[len(size)]:
@@ -32,7 +32,7 @@ def memory_format(*tensors: Tensor) -> torch.memory_format:
     """The format of a result of these tensors: channels_last if one of them is."""
     for t in tensors:
         stride = t.stride()
-        # Of most tensors the first says no, and their size is not asked for.
+        # The first follows from the second: of most tensors it says no, and their size is not asked for.
         if stride[-1] >= stride[1] and (format := format_of(t.shape, stride)) != _CONTIGUOUS:
             return format
     return _CONTIGUOUS

@@ -96,7 +96,9 @@ def _operator(
         _LIBRARY.impl(name, under_autocast(device_type), f"Autocast{key}")
     torch.library.register_fake(f"torchconv::{name}", fake, lib=_LIBRARY)
 
-    def run(*args: Any) -> Any:  # where neither Dynamo nor a transform of torch.func is at work
+    def call(*args: Any) -> Any:
+        if is_dynamo_compiling():
+            return overload(*args[:-1], to_numbers(args[-1]))
         straight = _straight(args)
         try:
             below = _idle.pop()
@@ -107,16 +109,7 @@ def _operator(
         _idle.append(below)
         return result
 
-    def call(*args: Any) -> Any:
-        if is_dynamo_compiling():
-            return overload(*args[:-1], to_numbers(args[-1]))
-        if transforms():
-            with _BelowAutograd():
-                return overload(*args[:-1], _numbers(args[-1]))
-        return run(*args)
-
     call.__name__, call.__doc__ = name, eager.__doc__
-    call.run = run  # type: ignore[attr-defined]
     call.geometry = geometry  # type: ignore[attr-defined]
     return call
 
@@ -135,14 +128,13 @@ _OTHERS: set[type] = {type(None), bool}  # and the operators' geometries
 def _straight(arguments: tuple[Any, ...]) -> bool:
     """Whether an operator with these arguments is for tensor algebra on a CPU, and nobody wants to see it.
 
-    No mode, trace, profiler or autocast, and no subclass or special kind of tensor.  (Whether there is a transform, the
-    caller has asked.)  Then the algebra is called as it is: the dispatcher, and the geometry as integers for it, take
-    longer than all of torch.nn's smallest poolings.  Each of these questions is answered by a flag.  A set of dispatch
-    keys would answer most at once, but torch makes an object of it, which takes ten times as long where other code has
-    run in between.  (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor
-    algebra alone.)
+    No mode, transform, trace, profiler or autocast, and no subclass or special kind of tensor.  Then the algebra is
+    called as it is: the dispatcher, and the geometry as integers for it, take longer than all of torch.nn's smallest
+    poolings.  Each of these questions is answered by a flag.  A set of dispatch keys would answer most at once, but
+    torch makes an object of it, which takes ten times as long where other code has run in between.
+    (torch's `ExecutionTraceObserver` cannot be asked for; without the profiler it sees the tensor algebra alone.)
     """
-    if current_backend() != "eager" or _function_modes() or _trace() or _profiled():
+    if current_backend() != "eager" or _function_modes() or transforms() or _trace() or _profiled():
         return False
     # The first is excluded unless autocast is on.  Of the second, memory that is kept here would stay a wrapper.
     if not _excluded(_AUTOCAST) or _included(_FUNCTIONALIZE):

@@ -41,7 +41,7 @@ def differentiable(function: Any) -> Callable[..., Any]:
     torch would look for the operator's own rules.
     """
     # Looked up once: where other code has run in between, a name takes as long to find as to call.
-    operator, apply, run = function.operator, _joined(function).apply, function.operator.run
+    operator, apply = function.operator, _joined(function).apply
     transforms, grad_enabled, forward_mode = ops.transforms, ops.grad_enabled, ops.forward_mode
 
     @functools.wraps(function.forward)
@@ -51,7 +51,7 @@ def differentiable(function: Any) -> Callable[..., Any]:
             return function.apply(*args) if transformed else operator(*args)
         if transforms():
             return function.apply(*args)
-        return apply(*args) if grad_enabled() or forward_mode() else run(*args)
+        return apply(*args) if grad_enabled() or forward_mode() else operator(*args)
 
     call.__name__ = call.__qualname__ = operator.__name__
     call.__doc__ = function.__doc__
@@ -63,10 +63,10 @@ def differentiable(function: Any) -> Callable[..., Any]:
 
 def _joined(function: Any) -> Any:
     """A Function with a forward pass in one: the operator and then `setup_context`."""
-    run, keep = function.operator.run, function.setup_context
+    operator, keep = function.operator, function.setup_context
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = run(*args)
+        output = operator(*args)
         keep(ctx, args, output)
         return output
 

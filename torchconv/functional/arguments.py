@@ -64,9 +64,9 @@ def check_tensor(name: str, argument: str, value: object) -> None:
         raise NotATensor(f"{name}(): argument '{argument}' must be Tensor, not {type(value).__name__}")
 
 
-def check_input(name: str, input: object, supported: tuple[torch.dtype, ...]) -> None:
+def check_input(name: str, input: Tensor, supported: tuple[torch.dtype, ...]) -> None:
     check_tensor(name, "input", input)
-    check_dtype(name, input.dtype, supported)  # type: ignore[attr-defined]
+    check_dtype(name, input.dtype, supported)
 
 
 def check_dtype(name: str, dtype: torch.dtype, supported: tuple[torch.dtype, ...]) -> None:
